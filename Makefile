@@ -1,0 +1,49 @@
+# Run `make` for the list of targets.
+SHELL := /bin/bash
+BIN := .venv/bin
+READY := .venv/.ready
+DEMO := build/demo/zero_shot/config.pbtxt
+SOURCES := $(shell find export model_repository -name '*.py' -o -name '*.j2' -o -name '*.toml')
+CHECKPOINTS := $(wildcard demo/checkpoints/*/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test lint source clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+demo: $(DEMO)  ## export the demo pair, serve it, classify sample images, stop
+	$(BIN)/python demo/run.py build/demo
+
+serve: $(DEMO)  ## serve the demo pair until Ctrl-C
+	$(BIN)/clipchoir-server build/demo
+
+test: $(READY)  ## run every test
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+source: $(READY)  ## render model_repository/ from the real pair's spec again
+	$(BIN)/clipchoir-export source scenes model_repository
+
+clean:  ## remove everything that was built, the environment too
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(DEMO): $(READY) $(SOURCES) $(CHECKPOINTS)
+	$(BIN)/clipchoir-export build demo
+
+# The environment is made once, and refreshed when pyproject.toml changes.
+$(READY): pyproject.toml
+	@python=$$(for candidate in $(PYTHON) python3 python3.12 python3.11 python3.10; do \
+	    if $$candidate -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
+	    then echo $$candidate; break; fi; done); \
+	if [ -z "$$python" ]; then echo "clipchoir needs Python 3.10, 3.11 or 3.12; none was found" >&2; exit 1; fi; \
+	echo "setting up .venv with $$($$python --version); this takes a few minutes and 6 GB"; \
+	[ -x $(BIN)/python ] || $$python -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[export,server,cpu,dev]'
+	@touch $@

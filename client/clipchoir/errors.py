@@ -1,0 +1,60 @@
+"""What can go wrong between client and server.
+
+ClipchoirError
+├── UnreachableError       no server answers at this address
+├── OverloadedError        the server has no room for the request now; try later
+├── TimedOutError          no answer before the deadline
+├── BadRequestError        the server refuses the request; the message says what would be right
+│   └── UnknownLabelSetError
+└── ServerFailedError      the server failed while answering
+"""
+
+import re
+
+from tritonclient.utils import InferenceServerException
+
+_IN_ENSEMBLE = re.compile("^in ensemble '[^']*', ")  # Triton puts it before every message of a step
+
+
+class ClipchoirError(Exception):
+    """Base of every error that the client raises."""
+
+
+class UnreachableError(ClipchoirError):
+    """No server answers at this address."""
+
+
+class OverloadedError(ClipchoirError):
+    """The server has no room for the request now."""
+
+
+class TimedOutError(ClipchoirError):
+    """No answer came before the deadline."""
+
+
+class BadRequestError(ClipchoirError):
+    """The server refuses the request."""
+
+
+class UnknownLabelSetError(BadRequestError):
+    """The server has no label set of this name."""
+
+
+class ServerFailedError(ClipchoirError):
+    """The server failed while answering."""
+
+
+def from_triton(error: InferenceServerException, url: str, timeout: float) -> ClipchoirError:
+    """The typed error for what tritonclient raised."""
+    status, message = str(error.status()).removeprefix("StatusCode."), _IN_ENSEMBLE.sub("", error.message())
+    if status == "UNAVAILABLE":
+        if "queue" in message.lower():
+            return OverloadedError(f"the server at {url} is overloaded: {message}")
+        return UnreachableError(f"no server answers at {url}; start one with: clipchoir-server build/demo")
+    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        return TimedOutError(f"the server at {url} did not answer within {timeout:g} s")
+    if status == "NOT_FOUND" and "label set" in message:
+        return UnknownLabelSetError(message)
+    if status in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED"):
+        return BadRequestError(message)
+    return ServerFailedError(f"the server at {url} failed ({status}): {message}")

@@ -1,0 +1,20 @@
+"""The command `clipchoir-export`."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command; without the `export` extra, say how to install it."""
+    try:
+        from clipchoir_export.cli import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("clipchoir_"):
+            raise
+        sys.exit(
+            f"clipchoir-export needs {error.name}: pip install 'clipchoir[export,cpu]' (or [export,gpu] for a GPU)"
+        )
+    app(prog_name="clipchoir-export")
+
+
+if __name__ == "__main__":
+    main()

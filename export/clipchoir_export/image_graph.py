@@ -1,0 +1,55 @@
+"""The served image encoder: uint8 pixels in, sharpening and normalising inside, unit-length embedding out."""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from clipchoir_export.towers import Architecture
+
+
+class Sharpen(nn.Module):
+    """PIL's `ImageEnhance.Sharpness(image).enhance(factor)`, bit for bit.
+
+    PIL blends the image with a smoothed copy of itself (`ImageFilter.SMOOTH`: a 3x3 kernel, the outermost pixels
+    copied) and cuts the result off to whole numbers. Everything stays in float32 and in this order: other orders
+    round differently.
+    """
+
+    kernel: Tensor
+    inner: Tensor
+
+    def __init__(self, factor: float, image_size: int) -> None:
+        super().__init__()
+        self.factor = factor
+        smooth = torch.tensor([[1.0, 1.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0, 1.0]])
+        self.register_buffer("kernel", smooth.expand(3, 1, 3, 3).clone())
+        inner = torch.zeros(image_size, image_size, dtype=torch.bool)
+        inner[1:-1, 1:-1] = True
+        self.register_buffer("inner", inner)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Whole numbers 0..255, float32 (N, 3, S, S) -> the same, sharpened."""
+        smooth = torch.floor(F.conv2d(x, self.kernel, padding=1, groups=3) / 13.0 + 0.5)
+        smooth = torch.where(self.inner, smooth, x)
+        return torch.floor(torch.clamp(smooth + self.factor * (x - smooth), 0.0, 255.0))
+
+
+class ServedImageEncoder(nn.Module):
+    """What becomes `model.onnx`: uint8 (N, S, S, 3) -> float32 (N, D), rows of length 1."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, tower: nn.Module, architecture: Architecture, sharpness: float) -> None:
+        super().__init__()
+        self.tower = tower
+        unchanged = sharpness == 1.0
+        self.sharpen = nn.Identity() if unchanged else Sharpen(sharpness, architecture.image_size)
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+        x = self.sharpen(x)
+        x = (x / 255.0 - self.mean) / self.std
+        return F.normalize(self.tower(x).float(), dim=-1)  # (N, D)

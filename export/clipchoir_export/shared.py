@@ -1,0 +1,15 @@
+"""The modules that the repository's `ensembling` model runs and the export runs as well.
+
+Triton appends a model's version folder to `sys.path`; so does this module, and hands on what the export needs.
+"""
+
+import sys
+
+from clipchoir_export.resources import resource
+
+sys.path.append(str(resource("model_repository") / "ensembling" / "1"))
+
+from clipchoir_label_sets import EmbeddedLabelSet
+from clipchoir_prompts import LabelSet, LabelSetError, PromptTokenizer
+
+__all__ = ["EmbeddedLabelSet", "LabelSet", "LabelSetError", "PromptTokenizer"]

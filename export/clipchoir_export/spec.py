@@ -1,0 +1,141 @@
+"""What to serve: the TOML file of an ensemble, checked."""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from clipchoir_export.errors import SpecError
+from clipchoir_export.resources import resource
+from clipchoir_export.shared import LabelSet, LabelSetError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+OTHER_MODELS = ("preprocess", "ensembling", "zero_shot", "label_sets")
+_BUILTIN = "builtin:"
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EncoderSpec(_Table):
+    """One image encoder: where its checkpoint is and how it takes part."""
+
+    name: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    source: Literal["open_clip", "eva_clip"]
+    architecture: str | None = None  # None: the checkpoint folder's own config says it
+    checkpoint: str
+    sharpness: float = Field(default=1.0, ge=0, le=10)
+    weight: float = Field(default=1.0, ge=0)
+    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+
+
+class ServingSpec(_Table):
+    """How Triton runs the models."""
+
+    max_batch_size: int = Field(default=64, ge=1)
+    preprocess_delay_us: int = Field(default=500, ge=0)
+    encoder_delay_us: int = Field(default=0, ge=0)
+    ensembling_delay_us: int = Field(default=0, ge=0)
+
+
+class EnsembleSpec(_Table):
+    """A whole ensemble."""
+
+    name: str = Field(pattern="^[a-z][a-z0-9_-]*$")
+    label_sets: tuple[str, ...] = Field(min_length=1)  # the first is the default
+    logit_scale: float = Field(default=100.0, gt=0, le=1000)
+    drop_below: float = Field(default=0.0, ge=0, lt=1)
+    encoders: tuple[EncoderSpec, ...] = Field(min_length=1)
+    serving: ServingSpec = ServingSpec()
+
+    @model_validator(mode="after")
+    def _check_encoders(self) -> "EnsembleSpec":
+        names = [encoder.name for encoder in self.encoders]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f'two encoders are named "{name}"; every name must differ')
+            if name in OTHER_MODELS:
+                raise ValueError(f'an encoder cannot be named "{name}": the repository has a model of that name')
+        if not sum(encoder.weight for encoder in self.encoders) > 0:
+            raise ValueError("every encoder has weight 0; at least one must be above 0")
+        return self
+
+
+def find_ensemble(name_or_path: str) -> Path:
+    """Path of a spec: a file, or the name of one that comes with clipchoir (`demo`, `scenes`)."""
+    path = Path(name_or_path)
+    if path.suffix == ".toml":
+        return path
+    return resource("ensembles") / f"{name_or_path}.toml"
+
+
+def load_ensemble(path: Path) -> EnsembleSpec:
+    """Read and check an ensemble spec.
+
+    Raises:
+        SpecError: the file is missing or not TOML, or a key is unknown or has a bad value; the message names the key
+            and what is allowed.
+    """
+    content = _read_toml(path)
+    try:
+        return EnsembleSpec.model_validate(content)
+    except ValidationError as error:
+        problems = [_explain(dict(problem)) for problem in error.errors()]
+        raise SpecError("\n".join(f"{path}: {problem}" for problem in problems)) from error
+
+
+def load_label_set(name: str, spec_path: Path) -> LabelSet:
+    """Read a label set that a spec names: `../label_sets/NAME.toml` beside the spec's folder, or a shipped one.
+
+    Raises:
+        SpecError: there is no such file, or its content is wrong.
+    """
+    candidates = [
+        spec_path.resolve().parent.parent / "label_sets" / f"{name}.toml",
+        resource("label_sets") / f"{name}.toml",
+    ]
+    for path in candidates:
+        if path.is_file():
+            try:
+                return LabelSet.parse(name, _read_toml(path))
+            except LabelSetError as error:
+                raise SpecError(f"{path}: {error}") from error
+    raise SpecError(f'{spec_path}: label_sets: "{name}" is neither {candidates[0]} nor a label set that clipchoir has')
+
+
+def checkpoint_path(checkpoint: str, spec_path: Path) -> Path:
+    """Where a checkpoint lies: `builtin:NAME` comes with clipchoir, other paths are relative to the spec."""
+    if checkpoint.startswith(_BUILTIN):
+        return resource("checkpoints") / checkpoint.removeprefix(_BUILTIN)
+    return spec_path.resolve().parent / Path(checkpoint).expanduser()
+
+
+def _read_toml(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SpecError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    location = problem["loc"]
+    key = ".".join(str(part) for part in location)
+    if problem["type"] == "extra_forbidden":
+        tables: dict[str, type[BaseModel]] = {"encoders": EncoderSpec, "serving": ServingSpec}
+        table = tables.get(str(location[0]), EnsembleSpec) if len(location) > 1 else EnsembleSpec
+        return f"{key}: unknown key; the keys here are {', '.join(table.model_fields)}"
+    if problem["type"] == "missing":
+        return f"{key}: is missing"
+    message = problem["msg"].removeprefix("Value error, ")
+    if not location:
+        return str(message)
+    return f"{key}: {message} (got {problem['input']!r})"

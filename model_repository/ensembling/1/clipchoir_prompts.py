@@ -1,0 +1,124 @@
+"""Label set -> prompts -> token ids. The export and the `ensembling` model both run this module."""
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ftfy
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+CONTEXT_LENGTH = 77
+START_OF_TEXT, END_OF_TEXT, PAD = 49406, 49407, 0
+CLASS_NAME = "{}"
+_KEYS = ("classes", "templates", "extra")
+
+
+class LabelSetError(ValueError):
+    """A label set is wrong; the message names what, and what would be right."""
+
+
+@dataclass(frozen=True)
+class LabelSet:
+    """Classes and how to put them into words.
+
+    Attributes:
+        name: what messages call it.
+        classes: class names, in the order of the scores.
+        templates: prompts with `{}` for the class name.
+        extra: prompts of one class alone, by class name.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    templates: tuple[str, ...]
+    extra: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @classmethod
+    def parse(cls, name: str, content: Mapping[str, Any]) -> "LabelSet":
+        """Check the content of a TOML file or of a JSON object.
+
+        Raises:
+            LabelSetError: a key is unknown, a type is wrong, a class is empty or there twice, a template has no
+                `{}`, or a class is left without a prompt.
+        """
+        if not isinstance(content, Mapping):
+            raise LabelSetError(f'label set "{name}" is not an object with the keys {", ".join(_KEYS)}')
+        for key in content:
+            if key not in _KEYS:
+                raise LabelSetError(f'label set "{name}": unknown key "{key}"; the keys are {", ".join(_KEYS)}')
+        classes = _strings(name, "classes", content.get("classes"))
+        templates = _strings(name, "templates", content.get("templates", [CLASS_NAME]))
+        _check_classes(name, classes)
+        for template in templates:
+            if CLASS_NAME not in template:
+                raise LabelSetError(f'label set "{name}": template "{template}" has no "{{}}" for the class name')
+        extra = content.get("extra", {})
+        if not isinstance(extra, Mapping):
+            raise LabelSetError(f'label set "{name}": "extra" must map class names to lists of prompts')
+        for key in extra:
+            if key not in classes:
+                raise LabelSetError(f'label set "{name}": "extra" names the class "{key}", which "classes" lacks')
+        prompts = {key: _strings(name, f'extra."{key}"', value) for key, value in extra.items()}
+        for class_name in classes:
+            if not templates and not prompts.get(class_name):
+                raise LabelSetError(f'label set "{name}": class "{class_name}" has neither templates nor extra prompts')
+        return cls(name, classes, templates, prompts)
+
+    def prompts_of(self, class_name: str) -> list[str]:
+        """Prompts of one class: its templates, then its extra prompts."""
+        filled = [template.replace(CLASS_NAME, class_name) for template in self.templates]
+        return [*filled, *self.extra.get(class_name, ())]
+
+    def prompts(self) -> list[str]:
+        """All prompts, class after class."""
+        return [prompt for class_name in self.classes for prompt in self.prompts_of(class_name)]
+
+    def prompt_counts(self) -> list[int]:
+        """How many prompts each class has, in class order."""
+        return [len(self.prompts_of(class_name)) for class_name in self.classes]
+
+
+def _strings(name: str, key: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
+        raise LabelSetError(f'label set "{name}": {key} must be a list of strings')
+    return tuple(value)
+
+
+def _check_classes(name: str, classes: tuple[str, ...]) -> None:
+    if not classes:
+        raise LabelSetError(f'label set "{name}" has no classes')
+    seen = set()
+    for class_name in classes:
+        if not class_name.strip():
+            raise LabelSetError(f'label set "{name}": a class name is empty')
+        if class_name in seen:
+            raise LabelSetError(f'label set "{name}": class "{class_name}" is there twice')
+        seen.add(class_name)
+
+
+class PromptTokenizer:
+    """CLIP's byte-pair encoding, read from a `tokenizer.json`.
+
+    Source: the CLIP tokenizer (github.com/openai/CLIP, `simple_tokenizer.py`) with open_clip's text cleaning.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(path))
+
+    def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
+        """Token ids (N, 77): start, text (cut to fit), end, then zeros."""
+        tokens = np.full((len(prompts), CONTEXT_LENGTH), PAD, np.int64)  # (N, 77)
+        encodings = self._tokenizer.encode_batch([_clean(prompt) for prompt in prompts], add_special_tokens=False)
+        for row, encoding in zip(tokens, encodings, strict=True):
+            ids = [START_OF_TEXT, *encoding.ids[: CONTEXT_LENGTH - 2], END_OF_TEXT]
+            row[: len(ids)] = ids
+        return tokens
+
+
+def _clean(text: str) -> str:
+    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    return " ".join(text.split()).lower()

@@ -1,0 +1,1 @@
+"""Starts and watches a real tritonserver on a model repository, without Docker."""

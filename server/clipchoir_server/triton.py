@@ -1,0 +1,262 @@
+"""The tritonserver inside the `nvidia-pytriton` wheel: where it is, how it starts, and what it says."""
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
+
+_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
+_SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
+_POLL = 0.05  # seconds
+_KEPT_LINES = 400
+
+
+class ServerError(Exception):
+    """The server cannot be started or has failed; the message says which model and why."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the server listens."""
+
+    host: str
+    grpc_port: int
+    http_port: int
+    metrics_port: int
+
+    @classmethod
+    def choose(
+        cls, host: str = "127.0.0.1", grpc_port: int = 0, http_port: int = 0, metrics_port: int = 0
+    ) -> "Address":
+        """An address whose ports were free a moment ago; port 0 stands for any.
+
+        Raises:
+            ServerError: a port is taken, or the host is not an address of this machine.
+        """
+        return cls(host, *_free_ports(host, (grpc_port, http_port, metrics_port)))
+
+    @property
+    def grpc(self) -> str:
+        return self._with_port(self.grpc_port)
+
+    @property
+    def http(self) -> str:
+        return self._with_port(self.http_port)
+
+    @property
+    def metrics(self) -> str:
+        return self._with_port(self.metrics_port)
+
+    def _with_port(self, port: int) -> str:
+        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+
+
+@contextmanager
+def serving(
+    repository: Path,
+    address: Address,
+    load_timeout: float = 600.0,
+    on_line: Callable[[str], object] = sys.stderr.write,
+) -> Iterator["Triton"]:
+    """Serve a repository for the length of a `with` block; it starts when every model is ready.
+
+    Args:
+        repository: as `clipchoir-export build` writes it.
+        address: where to listen.
+        load_timeout: seconds that loading the models may take.
+        on_line: is given each line that tritonserver logs once the models are ready.
+
+    Raises:
+        ServerError: the folder is no repository, or a model does not load (with the model's own error).
+    """
+    if not (repository / "zero_shot" / "config.pbtxt").is_file():
+        raise ServerError(f"{repository} is not a clipchoir repository; build one with: clipchoir-export build demo")
+    with tempfile.TemporaryDirectory(prefix="clipchoir-") as scratch:
+        backends = Path(scratch) / "backends"
+        _prepare_backends(backends)
+        with Triton(repository, backends, address, on_line) as triton:
+            triton.wait_until_ready(load_timeout)
+            yield triton
+
+
+class Triton:
+    """A running tritonserver. Use as a context manager: leaving it stops the server."""
+
+    def __init__(self, repository: Path, backends: Path, address: Address, on_line: Callable[[str], object]) -> None:
+        """Start the server; `on_line` is given each line of its log once every model is ready."""
+        self.address = address
+        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._on_line = on_line
+        self._announce = threading.Event()
+        self.process = subprocess.Popen(
+            _command(repository, backends, address),
+            env=_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C reaches it through us, once
+            preexec_fn=_die_with_parent,
+        )
+        self._reader = threading.Thread(target=self._read_log, daemon=True)
+        self._reader.start()
+
+    def __enter__(self) -> "Triton":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Wait until every model is ready.
+
+        Args:
+            timeout: seconds.
+
+        Raises:
+            ServerError: a model did not load (the message is the model's own), the server ended, or the time is up.
+        """
+        deadline = time.monotonic() + timeout
+        with grpcclient.InferenceServerClient(self.address.grpc) as client:
+            while not self._is_listening(client):
+                if self.process.poll() is not None:
+                    self.wait()
+                if time.monotonic() > deadline:
+                    raise ServerError(f"tritonserver was not ready within {timeout:g} s:\n{self.log()}")
+                time.sleep(_POLL)
+            index = client.get_model_repository_index(as_json=True).get("models", [])
+        failed = [model for model in index if model.get("state") != "READY"]
+        if failed:
+            raise ServerError("\n".join(f"model {_explain(model)}" for model in failed))
+        if not index:
+            raise ServerError("the repository has no models")
+        self._announce.set()
+
+    def wait(self) -> None:
+        """Wait until the server ends, which it does not by itself.
+
+        Raises:
+            ServerError: it has ended.
+        """
+        self.process.wait()
+        self._reader.join()
+        raise ServerError(f"tritonserver ended with exit code {self.process.returncode}:\n{self.log()}")
+
+    def stop(self, patience: float = 20.0) -> None:
+        """Ask the server to finish its requests and end; kill it after `patience` seconds."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(patience)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+    def log(self) -> str:
+        """The last lines of Triton's log."""
+        return "".join(self._lines).rstrip()
+
+    def _is_listening(self, client: grpcclient.InferenceServerClient) -> bool:
+        try:
+            return bool(client.is_server_live(client_timeout=1.0))
+        except InferenceServerException:
+            return False
+
+    def _read_log(self) -> None:
+        assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
+        for line in self.process.stdout:
+            self._lines.append(line)
+            if self._announce.is_set():
+                self._on_line(line)
+
+
+def _prepare_backends(folder: Path) -> None:
+    """Lay out a backend directory: Triton's Python backend with this Python's stub, and our onnxruntime backend."""
+    triton = _triton_folder()
+    shutil.copytree(triton / "backends" / "python", folder / "python")
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
+    if not stub.is_file():
+        raise ServerError(f"the embedded Triton has no stub for Python {version}; use Python 3.10, 3.11 or 3.12")
+    shutil.copy(stub, folder / "python")
+    shutil.copytree(Path(__file__).parent / "backends" / "onnxruntime", folder / "onnxruntime")
+
+
+def _explain(model: dict[str, str]) -> str:
+    return f"{model['name']}: {model.get('reason') or model.get('state', 'not loaded')}"
+
+
+def _command(repository: Path, backends: Path, address: Address) -> list[str]:
+    triton = _triton_folder()
+    options = {
+        "model-repository": repository.resolve(),
+        "backend-directory": backends,
+        "cache-directory": triton / "caches",
+        "backend-config": f"python,shm-default-byte-size={_SHARED_MEMORY}",
+        "http-address": address.host,
+        "grpc-address": address.host,
+        "metrics-address": address.host,
+        "http-port": address.http_port,
+        "grpc-port": address.grpc_port,
+        "metrics-port": address.metrics_port,
+        "exit-on-error": "false",  # so that we can ask it which model failed, and why
+        "strict-readiness": "true",
+        "exit-timeout-secs": 10,
+        "log-info": "false",
+    }
+    return [str(triton / "bin" / "tritonserver"), *(f"--{key}={value}" for key, value in options.items())]
+
+
+def _environment() -> dict[str, str]:
+    libraries = _triton_folder().parents[1] / "nvidia_pytriton.libs"
+    environment = dict(os.environ)
+    # The stub finds its Python, and with it this environment's packages, through PATH.
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
+    inherited = environment.get("LD_LIBRARY_PATH")
+    environment["LD_LIBRARY_PATH"] = f"{libraries}{os.pathsep}{inherited}" if inherited else str(libraries)
+    return environment
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _free_ports(host: str, ports: tuple[int, ...]) -> list[int]:
+    with ExitStack() as stack:
+        found = []
+        for port in ports:
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            probe = stack.enter_context(socket.socket(family))
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
+            found.append(probe.getsockname()[1])
+        return found
+
+
+def _triton_folder() -> Path:
+    spec = importlib.util.find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        raise ServerError("the embedded Triton is not installed: pip install 'clipchoir[server,cpu]'")
+    return Path(spec.origin).parent / "tritonserver"
