@@ -25,6 +25,7 @@ _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
 _POLL = 0.05  # seconds
 _KEPT_LINES = 400
+_HARMLESS = "pinned_memory_manager"  # it warns that there is no GPU
 
 
 class ServerError(Exception):
@@ -163,6 +164,7 @@ class Triton:
 
     def stop(self, patience: float = 20.0) -> None:
         """Ask the server to finish its requests and end; kill it after `patience` seconds."""
+        self._announce.clear()
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -185,7 +187,7 @@ class Triton:
         assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
         for line in self.process.stdout:
             self._lines.append(line)
-            if self._announce.is_set():
+            if self._announce.is_set() and _HARMLESS not in line:
                 self._on_line(line)
 
 

@@ -1,0 +1,155 @@
+"""The command `clipchoir-server`: starting, stopping, and saying what is wrong."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as grpcclient
+from conftest import BIN, encoded, infer, noise, run
+
+FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+
+
+@contextmanager
+def started(repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The running command, and the gRPC address that it printed."""
+    command = [BIN / "clipchoir-server", repository, *FREE_PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            match = re.search(r"gRPC (127\.0\.0\.1:\d+)", line)
+            assert match, line + (process.stderr.read() if process.stderr else "")
+            yield process, match[1]
+        finally:
+            process.kill()
+
+
+def descendants(pid: int) -> set[int]:
+    """Process ids below a process, whatever sessions they are in."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: set[int] = set()
+    waiting = [pid]
+    while waiting:
+        for child in children.get(waiting.pop(), []):
+            found.add(child)
+            waiting.append(child)
+    return found
+
+
+def gone(pids: set[int], within: float = 20.0) -> bool:
+    """Whether all these processes end within some seconds; zombies have ended."""
+    deadline = time.monotonic() + within
+    while time.monotonic() < deadline:
+        if not any(is_running(pid) for pid in pids):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_serves_and_a_signal_stops_it_and_all_it_started(repository: Path, number: signal.Signals) -> None:
+    with started(repository) as (process, address):
+        with grpcclient.InferenceServerClient(address) as client:
+            assert infer(client, [encoded(noise(0))], ["error"])["error"][0, 0] == b""
+        below = descendants(process.pid)
+        assert len(below) >= 5  # tritonserver, and a stub for each of the four models
+        process.send_signal(number)
+        assert process.wait(30) == 0
+        assert gone(below)
+
+
+def test_nothing_is_left_when_the_launcher_is_killed(repository: Path) -> None:
+    with started(repository) as (process, _):
+        below = descendants(process.pid)
+        process.kill()
+        process.wait(10)
+        assert gone(below)
+
+
+def test_it_ends_with_an_error_when_tritonserver_dies(repository: Path) -> None:
+    with started(repository) as (process, _):
+        for pid in descendants(process.pid):
+            if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]:
+                os.kill(pid, signal.SIGKILL)
+        assert process.wait(30) == 1
+        assert process.stderr is not None
+        assert "tritonserver ended with exit code -9" in process.stderr.read()
+
+
+@pytest.fixture
+def copy(repository: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(repository, tmp_path / "copy"))
+
+
+def without_weights(copy: Path) -> None:
+    (copy / "metaclip" / "1" / "model.onnx").unlink()
+
+
+def with_corrupt_weights(copy: Path) -> None:
+    (copy / "evaclip" / "1" / "model.onnx").write_bytes(b"not onnx")
+
+
+def with_foreign_label_sets(copy: Path) -> None:
+    config = copy / "ensembling" / "config.pbtxt"
+    text = re.sub(r'("evaclip_fingerprint" value \{ string_value: )"[0-9a-f]+"', r'\1"0123"', config.read_text())
+    config.write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("damage", "model", "reason"),
+    [
+        (without_weights, "metaclip", r"model\.onnx is missing; build the repository with clipchoir-export build"),
+        (with_corrupt_weights, "evaclip", r"Protobuf parsing failed"),
+        (with_foreign_label_sets, "ensembling", r"serves evaclip 0123; build the repository again"),
+    ],
+)
+def test_a_model_that_does_not_load_is_named_with_its_own_error(
+    copy: Path, damage: object, model: str, reason: str
+) -> None:
+    assert callable(damage)
+    damage(copy)
+    result = run("clipchoir-server", copy, *FREE_PORTS)
+    assert result.returncode == 1
+    assert f"model {model}: " in result.stderr
+    assert re.search(reason, result.stderr)
+    assert "serving" not in result.stdout
+
+
+def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
+    result = run("clipchoir-server", tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.splitlines() == [
+        f"error: {tmp_path} is not a clipchoir repository; build one with: clipchoir-export build demo"
+    ]
+
+
+def test_a_taken_port_is_named(repository: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = run("clipchoir-server", repository, *FREE_PORTS[2:], "--grpc-port", str(port))
+    assert result.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port" in result.stderr
