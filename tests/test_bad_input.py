@@ -6,10 +6,11 @@ import zlib
 
 import numpy as np
 import pytest
-import reference
 import tritonclient.grpc as grpcclient
-from conftest import ROOT, encoded, infer, noise
 from PIL import Image
+
+import reference
+from conftest import ROOT, encoded, infer, noise
 
 SCENES = ROOT / "export" / "label_sets" / "scenes.toml"
 OUTPUTS = ["label", "score", "scores", "encoder_scores", "metaclip_embedding", "evaclip_embedding", "error"]

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import encoded, noise, run
 
 import clipchoir
 from clipchoir import Client
 from clipchoir_server.triton import Triton
+from conftest import encoded, noise, run
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,13 @@ def test_options_reach_the_server(client: Client, folder: Path) -> None:
 
 
 def test_unreadable_and_undecodable_images_are_results_not_exceptions(client: Client, folder: Path) -> None:
-    images = [folder / NATURAL[0], folder / "absent.jpg", folder / "Sea" / "image9.jpg", b"", folder / NATURAL[1]]
+    images: list[Path | bytes] = [
+        folder / NATURAL[0],
+        folder / "absent.jpg",
+        folder / "Sea" / "image9.jpg",
+        b"",
+        folder / NATURAL[1],
+    ]
     results = client.classify(images, batch_size=2)
     errors = [result.error for result in results]
     assert errors[0] == errors[4] == ""

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import reference
 import tritonclient.grpc as grpcclient
-from conftest import ROOT, encoded, infer, noise
 from tritonclient.utils import InferenceServerException
 
+import reference
 from clipchoir_server.triton import Triton
+from conftest import ROOT, encoded, infer, noise
 
 SCENES = ROOT / "export" / "label_sets" / "scenes.toml"
 CLASSES = ["Buildings", "Forests", "Glacier", "Mountains", "Sea", "Street"]

@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
-import reference
 import tritonclient.grpc as grpcclient
-from conftest import ROOT, SAMPLES, infer
 from PIL import Image
+
+import reference
+from conftest import ROOT, SAMPLES, infer
 
 SCENES = ROOT / "export" / "label_sets" / "scenes.toml"
 OUTPUTS = ["scores", "encoder_scores", "label", "metaclip_embedding", "evaclip_embedding"]

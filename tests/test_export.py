@@ -1,13 +1,15 @@
 """Checkpoints into ONNX, against independent forward passes; and what is refused."""
 
 import json
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import open_clip
 import pytest
-import reference
 import torch
 from numpy.typing import NDArray
 from PIL import Image
@@ -16,10 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch.nn import functional as F  # noqa: N812
 
 import checkpoints
+import reference
 from clipchoir_export import encoders, onnx_files, repository
 from clipchoir_export.errors import CheckpointError, RepositoryError, SpecError, VerificationError
 from clipchoir_export.repository import build_repository
 from clipchoir_export.spec import EncoderSpec, load_ensemble
+from conftest import BIN
 
 MODEL = "open_clip_model.safetensors"
 
@@ -106,7 +110,7 @@ def test_a_failed_build_changes_nothing(tiny_spec: Path, monkeypatch: pytest.Mon
     target = tiny_spec.parent / "repository"
     build(tiny_spec, target)
     before = {path: path.stat().st_mtime_ns for path in target.rglob("*")}
-    original = repository.write_image_encoder
+    original = onnx_files.write_image_encoder
     # An exporter that gets the sharpness wrong.
     monkeypatch.setattr(
         repository, "write_image_encoder", lambda tower, arch, _, path: original(tower, arch, 1.0, path)
@@ -217,3 +221,23 @@ def test_a_precision_that_cannot_be_built_is_refused_before_any_work(tiny_spec: 
     tiny_spec.write_text(tiny_spec.read_text() + 'precision = "fp16"\n')
     with pytest.raises(SpecError, match=r"encoders\.0\.precision: fp16 cannot be built"):
         build(tiny_spec, tiny_spec.parent / "repository")
+
+
+def test_ctrl_c_leaves_nothing_behind(tiny_spec: Path) -> None:
+    command: list[str | Path] = [
+        f"{BIN}/clipchoir-export",
+        "build",
+        tiny_spec,
+        "--repository",
+        tiny_spec.parent / "repository",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 60
+        while not list(tiny_spec.parent.glob(".repository.*")):  # it has begun to write
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        assert process.stderr is not None
+        assert b"Traceback" not in process.stderr.read()
+    assert sorted(path.name for path in tiny_spec.parent.iterdir()) == ["checkpoint", "tiny.toml"]

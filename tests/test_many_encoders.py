@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as grpcclient
-from conftest import encoded, infer, noise, run
 
 import checkpoints
 from clipchoir import Client
 from clipchoir_server.triton import Address, serving
+from conftest import encoded, infer, noise, run
 
 ENCODERS = """
 [[encoders]]

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
@@ -12,6 +11,7 @@ from clipchoir_export.encoders import describe_all
 from clipchoir_export.repository import write_source
 from clipchoir_export.spec import find_ensemble, load_ensemble
 from clipchoir_export.towers import Architecture
+from conftest import ROOT
 
 SOURCE = ROOT / "model_repository"
 

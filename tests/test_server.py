@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as grpcclient
+
 from conftest import BIN, encoded, infer, noise, run
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
@@ -21,7 +22,7 @@ FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
 @contextmanager
 def started(repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The running command, and the gRPC address that it printed."""
-    command = [BIN / "clipchoir-server", repository, *FREE_PORTS]
+    command: list[str | Path] = [BIN / "clipchoir-server", repository, *FREE_PORTS]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

@@ -7,11 +7,11 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from conftest import SAMPLES
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
 from clipchoir_export.image_graph import Sharpen
+from conftest import SAMPLES
 
 FACTORS = {"metaclip": 2.3, "evaclip": 2.0}
 

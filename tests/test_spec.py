@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run
 
 from clipchoir_export.errors import SpecError
 from clipchoir_export.spec import find_ensemble, load_ensemble, load_label_set
+from conftest import ROOT, run
 
 SHIPPED = sorted((ROOT / "export" / "ensembles").glob("*.toml"))
 GOOD = """

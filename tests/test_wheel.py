@@ -8,6 +8,7 @@ import venv
 from pathlib import Path
 
 import pytest
+
 from conftest import ROOT, encoded, noise
 
 
@@ -15,13 +16,33 @@ from conftest import ROOT, encoded, noise
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel in it; the wheel's dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("wheel")
-    build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", folder, ROOT]
+    build: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--wheel-dir",
+        folder,
+        ROOT,
+    ]
     subprocess.run(build, check=True, timeout=240)
     (wheel,) = folder.glob("clipchoir-*.whl")
     venv.create(folder / "venv", with_pip=False)
     python = folder / "venv" / "bin" / "python"
     packages = next((folder / "venv" / "lib").glob("python*")) / "site-packages"
-    install = [sys.executable, "-m", "pip", "--python", python, "install", "--quiet", "--no-deps", wheel]
+    install: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        python,
+        "install",
+        "--quiet",
+        "--no-deps",
+        wheel,
+    ]
     subprocess.run(install, check=True, timeout=240)
     (packages / "borrowed.pth").write_text("\n".join(site.getsitepackages()) + "\n")
     return folder / "venv" / "bin"

@@ -7,13 +7,14 @@ def main() -> None:
     """Run the command; without the `export` extra, say how to install it."""
     try:
         from clipchoir_export.cli import app
+
+        app(prog_name="clipchoir-export")
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("clipchoir_"):
             raise
         sys.exit(
             f"clipchoir-export needs {error.name}: pip install 'clipchoir[export,cpu]' (or [export,gpu] for a GPU)"
         )
-    app(prog_name="clipchoir-export")
 
 
 if __name__ == "__main__":

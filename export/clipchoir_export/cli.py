@@ -9,9 +9,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from clipchoir_export.encoders import describe_all
 from clipchoir_export.errors import ExportError
-from clipchoir_export.repository import build_repository, write_source
 from clipchoir_export.spec import find_ensemble, load_ensemble
 
 app = typer.Typer(
@@ -37,6 +35,8 @@ def build(
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
+        from clipchoir_export.repository import build_repository  # takes seconds: not before the spec is right
+
         target = repository or Path("build") / spec.name
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
@@ -53,6 +53,9 @@ def source(
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
+        from clipchoir_export.encoders import describe_all
+        from clipchoir_export.repository import write_source
+
         write_source(spec, describe_all(spec, path), repository)
 
 

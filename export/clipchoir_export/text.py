@@ -16,7 +16,7 @@ from clipchoir_export.shared import LabelSet, PromptTokenizer
 
 BATCH = 64  # prompts
 # How CLIP cuts text into words before merging byte pairs.
-_WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
 def write_tokenizer(path: Path) -> None:
@@ -31,6 +31,7 @@ def write_tokenizer(path: Path) -> None:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
+    tokenizer.add_special_tokens([original.decoder[token] for token in original.all_special_ids])
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
     tokenizer.save(str(path))
 

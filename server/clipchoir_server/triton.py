@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -25,6 +26,7 @@ _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
 _POLL = 0.05  # seconds
 _KEPT_LINES = 400
+_LOADER_FAILED = 127  # exit code of a program whose shared libraries are missing
 _HARMLESS = "pinned_memory_manager"  # it warns that there is no GPU
 
 
@@ -105,8 +107,9 @@ class Triton:
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._on_line = on_line
         self._announce = threading.Event()
+        self._regions = f"clipchoir_{os.getpid()}_{address.grpc_port}_"
         self.process = subprocess.Popen(
-            _command(repository, backends, address),
+            _command(repository, backends, address, self._regions),
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -172,6 +175,8 @@ class Triton:
         except subprocess.TimeoutExpired:
             os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait()
+        for region in Path("/dev/shm").glob(f"{self._regions}*"):  # noqa: S108  left there by a killed server
+            region.unlink(missing_ok=True)
 
     def log(self) -> str:
         """The last lines of Triton's log."""
@@ -199,21 +204,34 @@ def _prepare_backends(folder: Path) -> None:
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise ServerError(f"the embedded Triton has no stub for Python {version}; use Python 3.10, 3.11 or 3.12")
+    _check_that_it_starts(stub)
     shutil.copy(stub, folder / "python")
     shutil.copytree(Path(__file__).parent / "backends" / "onnxruntime", folder / "onnxruntime")
+
+
+def _check_that_it_starts(stub: Path) -> None:
+    """A stub that cannot start would leave tritonserver waiting for ever."""
+    trial = subprocess.run([stub], env=_environment(), capture_output=True, text=True, check=False)
+    if trial.returncode == _LOADER_FAILED:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        raise ServerError(
+            f"the embedded Triton cannot start Python: {trial.stderr.strip()}\n"
+            f"It needs the shared library of Python {version}: install it (Debian and Ubuntu: "
+            f"apt-get install libpython{version}), or use a Python that was built with --enable-shared"
+        )
 
 
 def _explain(model: dict[str, str]) -> str:
     return f"{model['name']}: {model.get('reason') or model.get('state', 'not loaded')}"
 
 
-def _command(repository: Path, backends: Path, address: Address) -> list[str]:
+def _command(repository: Path, backends: Path, address: Address, regions: str) -> list[str]:
     triton = _triton_folder()
+    python = {"shm-default-byte-size": _SHARED_MEMORY, "shm-region-prefix-name": regions}
     options = {
         "model-repository": repository.resolve(),
         "backend-directory": backends,
         "cache-directory": triton / "caches",
-        "backend-config": f"python,shm-default-byte-size={_SHARED_MEMORY}",
         "http-address": address.host,
         "grpc-address": address.host,
         "metrics-address": address.host,
@@ -225,16 +243,21 @@ def _command(repository: Path, backends: Path, address: Address) -> list[str]:
         "exit-timeout-secs": 10,
         "log-info": "false",
     }
-    return [str(triton / "bin" / "tritonserver"), *(f"--{key}={value}" for key, value in options.items())]
+    return [
+        str(triton / "bin" / "tritonserver"),
+        *(f"--{key}={value}" for key, value in options.items()),
+        *(f"--backend-config=python,{key}={value}" for key, value in python.items()),
+    ]
 
 
 def _environment() -> dict[str, str]:
-    libraries = _triton_folder().parents[1] / "nvidia_pytriton.libs"
+    # The stub links against this Python's own libpython, which is not always where the loader looks.
+    libraries = [sysconfig.get_config_var("LIBDIR"), str(_triton_folder().parents[1] / "nvidia_pytriton.libs")]
     environment = dict(os.environ)
     # The stub finds its Python, and with it this environment's packages, through PATH.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment.get('PATH', '')}"
     inherited = environment.get("LD_LIBRARY_PATH")
-    environment["LD_LIBRARY_PATH"] = f"{libraries}{os.pathsep}{inherited}" if inherited else str(libraries)
+    environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, inherited] if inherited else libraries)
     return environment
 
 
