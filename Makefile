@@ -36,12 +36,22 @@ clean:  ## remove everything that was built, the environment too
 $(DEMO): $(READY) $(SOURCES) $(CHECKPOINTS)
 	$(BIN)/clipchoir-export build demo
 
+# A Python of the right version whose shared library is there: the embedded Triton's Python steps link against it.
+define SUITABLE
+import ctypes, os, sys, sysconfig
+assert (3, 10) <= sys.version_info[:2] <= (3, 12)
+name = "libpython3.%d.so.1.0" % sys.version_info[1]
+path = os.path.join(sysconfig.get_config_var("LIBDIR"), name)
+ctypes.CDLL(path if os.path.exists(path) else name)
+endef
+export SUITABLE
+
 # The environment is made once, and refreshed when pyproject.toml changes.
 $(READY): pyproject.toml
 	@python=$$(for candidate in $(PYTHON) python3 python3.12 python3.11 python3.10; do \
-	    if $$candidate -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; \
-	    then echo $$candidate; break; fi; done); \
-	if [ -z "$$python" ]; then echo "clipchoir needs Python 3.10, 3.11 or 3.12; none was found" >&2; exit 1; fi; \
+	    if $$candidate -c "$$SUITABLE" 2>/dev/null; then echo $$candidate; break; fi; done); \
+	if [ -z "$$python" ]; then echo "clipchoir needs Python 3.10, 3.11 or 3.12 with its shared library (Debian and" \
+	    "Ubuntu: apt-get install python3-venv libpython3.N); none was found" >&2; exit 1; fi; \
 	echo "setting up .venv with $$($$python --version); this takes a few minutes and 6 GB"; \
 	[ -x $(BIN)/python ] || $$python -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip

@@ -121,6 +121,24 @@ def test_a_failed_build_changes_nothing(tiny_spec: Path, monkeypatch: pytest.Mon
     assert sorted(path.name for path in tiny_spec.parent.iterdir()) == ["checkpoint", "repository", "tiny.toml"]
 
 
+def test_when_the_new_repository_cannot_be_put_in_place_the_old_one_stays(
+    tiny_spec: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tiny_spec.parent / "repository"
+    build(tiny_spec, target)
+    rename = Path.rename
+
+    def full_disk(path: Path, to: Path) -> Path:
+        if to == target and path.parent.name.startswith(".repository.") and path.name == "repository":
+            raise OSError(28, "No space left on device", str(to))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+    with pytest.raises(RepositoryError, match="No space left on device"):
+        build(tiny_spec, target)
+    assert (target / "zero_shot" / "config.pbtxt").is_file()
+
+
 def test_the_manifest_says_what_was_built(tiny_spec: Path) -> None:
     target = tiny_spec.parent / "repository"
     build(tiny_spec, target)

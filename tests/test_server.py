@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
+from clipchoir_server.triton import ServerError, check_that_it_starts
 from conftest import BIN, encoded, infer, noise, run
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
@@ -144,6 +145,14 @@ def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
     assert result.stderr.splitlines() == [
         f"error: {tmp_path} is not a clipchoir repository; build one with: clipchoir-export build demo"
     ]
+
+
+def test_a_missing_python_library_is_told_instead_of_waiting_for_ever(tmp_path: Path) -> None:
+    stub = tmp_path / "stub"
+    stub.write_text("#!/bin/sh\necho 'libpython3.so: cannot open shared object file' >&2\nexit 127\n")
+    stub.chmod(0o755)
+    with pytest.raises(ServerError, match=r"cannot open shared object file\n.*apt-get install libpython3\."):
+        check_that_it_starts(stub)
 
 
 def test_a_taken_port_is_named(repository: Path) -> None:

@@ -47,6 +47,8 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
         ("checkpoint =", "chekpoint =", ["encoders.0.chekpoint: unknown key", "checkpoint, sharpness, weight"]),
         ('name = "mine"', 'name = "mine"\nfoo = 1', ["foo: unknown key", "label_sets, logit_scale"]),
         ('name = "first"', 'name = "zero_shot"', ['cannot be named "zero_shot"']),
+        ('name = "first"', 'name = "status"', ['cannot be named "status"']),
+        ('label_sets = ["scenes"]', 'label_sets = ["../etc"]', ["label_sets.0", "pattern", "'../etc'"]),
         ('name = "first"', 'name = "First one"', ["encoders.0.name", "pattern"]),
         ('name = "first"', 'name = "first"\nweight = -1', ["encoders.0.weight", "greater than or equal to 0", "-1"]),
         ('name = "first"', 'name = "first"\nweight = 0', ["every encoder has weight 0"]),

@@ -161,6 +161,12 @@ def _check_target(target: Path) -> None:
 
 
 def _put_in_place(folder: Path, target: Path, replaced: Path) -> None:
-    if target.exists():
-        target.rename(replaced)
-    folder.rename(target)
+    if not target.exists():
+        folder.rename(target)
+        return
+    target.rename(replaced)
+    try:
+        folder.rename(target)
+    except BaseException:
+        replaced.rename(target)
+        raise

@@ -1,9 +1,10 @@
 """What to serve: the TOML file of an ensemble, checked."""
 
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,8 +17,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-OTHER_MODELS = ("preprocess", "ensembling", "zero_shot", "label_sets")
+_NAMES_TAKEN = re.compile(
+    "preprocess|ensembling|zero_shot|label_sets"  # models of the repository
+    "|image|pixels.*|status|label|scores?|classes|encoder_scores|error"  # tensors of the ensemble
+    "|.*_(embedding|text|fingerprint)"  # what is named after an encoder
+)
 _BUILTIN = "builtin:"
+
+
+LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class _Table(BaseModel):
@@ -49,7 +57,7 @@ class EnsembleSpec(_Table):
     """A whole ensemble."""
 
     name: str = Field(pattern="^[a-z][a-z0-9_-]*$")
-    label_sets: tuple[str, ...] = Field(min_length=1)  # the first is the default
+    label_sets: tuple[LabelSetName, ...] = Field(min_length=1)  # the first is the default
     logit_scale: float = Field(default=100.0, gt=0, le=1000)
     drop_below: float = Field(default=0.0, ge=0, lt=1)
     encoders: tuple[EncoderSpec, ...] = Field(min_length=1)
@@ -61,8 +69,8 @@ class EnsembleSpec(_Table):
         for name in names:
             if names.count(name) > 1:
                 raise ValueError(f'two encoders are named "{name}"; every name must differ')
-            if name in OTHER_MODELS:
-                raise ValueError(f'an encoder cannot be named "{name}": the repository has a model of that name')
+            if _NAMES_TAKEN.fullmatch(name):
+                raise ValueError(f'an encoder cannot be named "{name}": the repository uses that name itself')
         if not sum(encoder.weight for encoder in self.encoders) > 0:
             raise ValueError("every encoder has weight 0; at least one must be above 0")
         return self

@@ -204,12 +204,12 @@ def _prepare_backends(folder: Path) -> None:
     stub = triton / "python_backend_stubs" / version / "triton_python_backend_stub"
     if not stub.is_file():
         raise ServerError(f"the embedded Triton has no stub for Python {version}; use Python 3.10, 3.11 or 3.12")
-    _check_that_it_starts(stub)
+    check_that_it_starts(stub)
     shutil.copy(stub, folder / "python")
     shutil.copytree(Path(__file__).parent / "backends" / "onnxruntime", folder / "onnxruntime")
 
 
-def _check_that_it_starts(stub: Path) -> None:
+def check_that_it_starts(stub: Path) -> None:
     """A stub that cannot start would leave tritonserver waiting for ever."""
     trial = subprocess.run([stub], env=_environment(), capture_output=True, text=True, check=False)
     if trial.returncode == _LOADER_FAILED:
