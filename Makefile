@@ -54,6 +54,6 @@ $(READY): pyproject.toml
 	    "Ubuntu: apt-get install python3-venv libpython3.N); none was found" >&2; exit 1; fi; \
 	echo "setting up .venv with $$($$python --version); this takes a few minutes and 6 GB"; \
 	[ -x $(BIN)/python ] || $$python -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[export,server,cpu,dev]'
+	$(BIN)/python -m pip install --quiet --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --quiet --editable '.[export,server,cpu,dev]'
 	@touch $@
