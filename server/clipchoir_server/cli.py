@@ -22,7 +22,8 @@ def serve(
     load_timeout: Annotated[float, typer.Option(help="Seconds the models may take to load.")] = 600.0,
 ) -> None:
     """Serve a model repository with a real tritonserver, without Docker; Ctrl-C or SIGTERM stops it."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored
+        signal.signal(number, _interrupt)
     try:
         address = Address.choose(host, grpc_port, http_port, metrics_port)
         with serving(repository, address, load_timeout) as triton:
