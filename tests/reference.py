@@ -32,7 +32,11 @@ STD = torch.tensor([0.26862954, 0.26130258, 0.27577711]).view(3, 1, 1)
 
 def pixels(image: Image.Image, size: int = 224) -> Image.Image:
     """What the encoders see: upright, RGB, squashed."""
-    upright = ImageOps.exif_transpose(image)
+    orientation = image.getexif().get(0x0112)
+    if orientation == 6 and 0x011A in image.getexif():  # PIL's own turning fails on some broken tags
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+    else:
+        upright = ImageOps.exif_transpose(image)
     return upright.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
 
 

@@ -43,6 +43,21 @@ def rotated_by_exif(orientation: int) -> bytes:
     return encoded(noise(23), "JPEG", quality=95, exif=exif)
 
 
+def turned_with_broken_exif() -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x011A] = 1.5  # XResolution
+    data = encoded(noise(25), "JPEG", quality=95, exif=exif)
+    position = (
+        data.index(struct.pack(">HHI", 0x011A, 5, 1))
+        if b"MM" in data[:40]
+        else data.index(struct.pack("<HHI", 0x011A, 5, 1))
+    )
+    order = ">" if b"MM" in data[:40] else "<"
+    broken = struct.pack(order + "HHI", 0x011A, 9, 1) + struct.pack(order + "i", -5)  # a negative whole number
+    return data[:position] + broken + data[position + 12 :]
+
+
 def palette_with_transparency() -> bytes:
     return encoded(noise(24).convert("P", palette=Image.Palette.ADAPTIVE), transparency=3)
 
@@ -70,9 +85,8 @@ DECODABLE = {
     "webp": encoded(noise(17), "WEBP"),
     "bmp": encoded(noise(18), "BMP"),
     "tiff": encoded(noise(19), "TIFF"),
-    "exif 3": rotated_by_exif(3),
-    "exif 6": rotated_by_exif(6),
-    "exif 8": rotated_by_exif(8),
+    **{f"exif {orientation}": rotated_by_exif(orientation) for orientation in range(1, 10)},
+    "exif 6 beside a broken tag": turned_with_broken_exif(),
 }
 
 

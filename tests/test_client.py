@@ -3,15 +3,19 @@
 import csv
 import io
 import json
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from tritonclient.utils import InferenceServerException
 
 import clipchoir
+import clipchoir.errors
 from clipchoir import Client
 from clipchoir_server.triton import Triton
 from conftest import encoded, noise, run
@@ -93,7 +97,7 @@ def test_stream_takes_images_as_it_needs_them(client: Client) -> None:
     for _ in range(20):
         assert not next(stream).error
     assert taken < 60
-    stream.close()  # type: ignore[attr-defined]
+    stream.close()
 
 
 def test_errors_are_typed(client: Client, server: Triton) -> None:
@@ -111,9 +115,86 @@ def test_errors_are_typed(client: Client, server: Triton) -> None:
 
 
 def test_the_public_face_is_what_it_was() -> None:
-    assert clipchoir.__all__ == sorted(clipchoir.__all__)
-    for name in clipchoir.__all__:
-        assert hasattr(clipchoir, name)
+    public = {name for name in vars(clipchoir) if not name.startswith("_")} - {"errors"}
+    assert public == set(clipchoir.__all__)
+    assert public == {
+        "BadRequestError",
+        "Classification",
+        "Client",
+        "ClipchoirError",
+        "OverloadedError",
+        "ServerFailedError",
+        "TimedOutError",
+        "UnknownLabelSetError",
+        "UnreachableError",
+    }
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("UNAVAILABLE", "failed to connect to all addresses; last error: ...", clipchoir.UnreachableError),
+        ("UNAVAILABLE", "Socket closed", clipchoir.UnreachableError),
+        ("UNAVAILABLE", "DNS resolution failed for nowhere:8001", clipchoir.UnreachableError),
+        ("UNAVAILABLE", "in ensemble 'zero_shot', Exceeds maximum queue size", clipchoir.OverloadedError),
+        ("UNAVAILABLE", "in ensemble 'zero_shot', Request timeout expired", clipchoir.OverloadedError),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped", clipchoir.OverloadedError),
+        ("UNAVAILABLE", "Request for unknown model: 'zero_shot' has no available versions", clipchoir.BadRequestError),
+        ("NOT_FOUND", "in ensemble 'zero_shot', label set \"x\" is not in this", clipchoir.UnknownLabelSetError),
+        ("NOT_FOUND", "Request for unknown model: 'zero_shot' is not found", clipchoir.BadRequestError),
+        ("INVALID_ARGUMENT", "drop_below must be a number", clipchoir.BadRequestError),
+        ("UNIMPLEMENTED", "label_set_spec needs text encoders", clipchoir.BadRequestError),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", clipchoir.TimedOutError),
+        ("INTERNAL", "in ensemble 'zero_shot', stub died", clipchoir.ServerFailedError),
+    ],
+)
+def test_each_status_of_triton_and_grpc_becomes_a_typed_error(
+    status: str, message: str, kind: type[clipchoir.ClipchoirError]
+) -> None:
+    error = InferenceServerException(message, status=f"StatusCode.{status}")
+    result = clipchoir.errors.from_triton(error, "somewhere:8001", 60)
+    assert type(result) is kind
+    assert "in ensemble" not in str(result)
+
+
+def test_misuse_is_an_error_at_once(server: Triton) -> None:
+    with Client(server.address.grpc) as client:
+        with pytest.raises(TypeError, match="not one image"):
+            client.classify("a.jpg")
+        with pytest.raises(ValueError, match="batch_size must be at least 1"):
+            client.stream([], batch_size=0)
+    with pytest.raises(ValueError, match="closed"):
+        client.classify([b""])
+
+
+def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        start = time.monotonic()
+        with (
+            pytest.raises(clipchoir.ClipchoirError),
+            Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout=2) as client,
+        ):
+            client.classify([b"x"] * 20, batch_size=1)
+        assert time.monotonic() - start < 5
+
+
+def test_file_names_that_look_like_markup_are_printed_as_they_are(server: Triton, tmp_path: Path) -> None:
+    (tmp_path / "photo[final].jpg").write_bytes(encoded(noise(0)))
+    (tmp_path / "a[").mkdir()
+    (tmp_path / "a[" / "b].jpg").write_bytes(b"broken")
+    result = run("clipchoir", "classify", ".", "--url", server.address.grpc, cwd=tmp_path, env={"COLUMNS": "200"})
+    assert result.returncode == 3, result.stderr
+    assert "photo[final].jpg" in result.stdout
+    assert "a[/b].jpg" in result.stdout
+
+
+def test_wrong_weights_are_wrong_usage(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(noise(0)))
+    result = run("clipchoir", "classify", "a.png", "--weights", "x", "--url", "localhost:1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "--weights must be numbers separated by commas" in " ".join(result.stderr.split())
 
 
 def test_the_client_needs_neither_torch_nor_onnxruntime() -> None:
@@ -195,7 +276,6 @@ def test_evaluate_refuses_a_folder_that_is_no_class(server: Triton, tmp_path: Pa
         (["nowhere.jpg"], "nowhere.jpg does not exist"),
         (["empty"], "empty holds no image"),
         (["a.png"], "no server answers at localhost:1; start one with: clipchoir-server build/demo"),
-        (["a.png", "--weights", "x"], "--weights must be numbers separated by commas"),
     ],
 )
 def test_an_error_is_one_line_without_a_traceback(tmp_path: Path, arguments: list[str], message: str) -> None:

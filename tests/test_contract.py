@@ -108,6 +108,8 @@ def test_a_named_label_set_with_unequal_prompt_counts(triton: grpcclient.Inferen
         ({"weights": "0.9,0.1"}, {"weights": (0.9, 0.1)}),
         ({"weights": "3, 1"}, {"weights": (0.75, 0.25)}),
         ({"weights": "0,1"}, {"weights": (0, 1)}),
+        ({"weights": "1e39,1e39"}, {"weights": (1, 1)}),
+        ({"weights": "1e-50,3e-50"}, {"weights": (1, 3)}),
         ({"drop_below": "0.002"}, {"drop_below": 0.002}),
         ({"drop_below": 0.9}, {"drop_below": 0.9}),
         ({"logit_scale": "20.5"}, {"logit_scale": 20.5}),
@@ -141,6 +143,7 @@ def test_request_parameters_change_the_scores_as_the_formula_says(
         ({"weights": "nan,1"}, "INVALID_ARGUMENT", "finite"),
         ({"drop_below": "1.5"}, "INVALID_ARGUMENT", "drop_below must be at least 0 and below 1"),
         ({"drop_below": True}, "INVALID_ARGUMENT", "drop_below must be a number"),
+        ({"label_set_spec": "{}"}, "UNIMPLEMENTED", "label_set_spec needs text encoders"),
         ({"logit_scale": "0"}, "INVALID_ARGUMENT", "logit_scale must be above 0"),
         ({"logit_scale": "inf"}, "INVALID_ARGUMENT", "finite"),
     ],
@@ -152,6 +155,18 @@ def test_bad_parameters_get_typed_errors_that_say_what_is_right(
         infer(triton, [encoded(noise(0))], ["label"], **parameters)
     assert caught.value.status() == f"StatusCode.{status}"
     assert message in caught.value.message()
+
+
+def test_images_of_requests_batched_together_stay_apart(triton: grpcclient.InferenceServerClient) -> None:
+    outputs = ["metaclip_embedding", "evaclip_embedding"]
+    rows = [[encoded(noise(10 * count + index)) for index in range(count)] for count in (1, 2, 3, 5, 1, 4)]
+    alone = [infer(triton, each, outputs) for each in rows]
+    with ThreadPoolExecutor(len(rows)) as threads:
+        for _ in range(10):
+            together = threads.map(lambda each: infer(triton, each, outputs), rows)
+            for expected, actual in zip(alone, together, strict=True):
+                for name in outputs:
+                    np.testing.assert_allclose(actual[name], expected[name], atol=1e-5)
 
 
 def test_options_of_requests_batched_together_stay_apart(triton: grpcclient.InferenceServerClient) -> None:

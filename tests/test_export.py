@@ -160,13 +160,13 @@ def test_a_folder_that_is_no_repository_is_left_alone(tiny_spec: Path) -> None:
     assert (target / "holiday.jpg").read_bytes() == b"precious"
 
 
-def test_the_fingerprint_changes_with_the_weights_and_the_sharpness(tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_the_checkpoint_alone(tmp_path: Path) -> None:
     folder = checkpoints.write_open_clip(tmp_path / "checkpoint")
     specs = [encoder_spec(folder, "open_clip", sharpness) for sharpness in (1.0, 2.0)]
-    fingerprints = {encoders.fingerprint(spec, tmp_path / "spec.toml") for spec in specs}
+    one, other = (encoders.fingerprint(spec, tmp_path / "spec.toml") for spec in specs)
+    assert one == other
     checkpoints.write_open_clip(folder, seed=5)
-    fingerprints.add(encoders.fingerprint(specs[0], tmp_path / "spec.toml"))
-    assert len(fingerprints) == 3
+    assert encoders.fingerprint(specs[0], tmp_path / "spec.toml") != one
 
 
 def change_open_clip(folder: Path, change: str) -> None:

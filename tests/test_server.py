@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
-from clipchoir_server.triton import ServerError, check_that_it_starts
+from clipchoir_server.triton import Address, ServerError, check_that_it_starts, serving
 from conftest import BIN, encoded, infer, noise, run
 
 FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
@@ -92,12 +92,59 @@ def test_nothing_is_left_when_the_launcher_is_killed(repository: Path) -> None:
 
 def test_it_ends_with_an_error_when_tritonserver_dies(repository: Path) -> None:
     with started(repository) as (process, _):
-        for pid in descendants(process.pid):
+        below = descendants(process.pid)
+        for pid in below:
             if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]:
                 os.kill(pid, signal.SIGKILL)
         assert process.wait(30) == 1
+        assert gone(below)
         assert process.stderr is not None
         assert "tritonserver ended with exit code -9" in process.stderr.read()
+
+
+def test_a_signal_while_models_load_stops_it_and_all_it_started(repository: Path) -> None:
+    command: list[str | Path] = [BIN / "clipchoir-server", repository, *FREE_PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 30
+        while not (below := descendants(process.pid)):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+        assert process.stdout is not None
+        assert "serving" not in process.stdout.read()
+        assert gone(below)
+
+
+def test_a_broken_log_does_not_stop_the_server(repository: Path) -> None:
+    def broken(_: str) -> None:
+        raise BrokenPipeError
+
+    with serving(repository, Address.choose(), on_line=broken) as triton:
+        with grpcclient.InferenceServerClient(triton.address.grpc) as client:
+            client.update_log_settings({"log_verbose_level": 3})  # many more bytes than a pipe holds
+            for seed in range(60):
+                infer(client, [encoded(noise(seed))], ["label"])
+
+
+def test_ignored_config_keys_are_told(copy: Path) -> None:
+    config = copy / "metaclip" / "config.pbtxt"
+    key = 'parameters [ { key: "cudnn_conv_algo_search" value { string_value: "1" } } ]'
+    config.write_text(f"{config.read_text()}{key}\n")
+    lines: list[str] = []
+    with serving(copy, Address.choose(), on_line=lines.append):
+        assert "metaclip: this onnxruntime backend ignores the config key parameters.cudnn_conv_algo_search" in "".join(
+            lines
+        )
+
+
+def test_ports_must_differ_and_the_host_be_ipv4(repository: Path) -> None:
+    result = run("clipchoir-server", repository, "--grpc-port", "19000", "--http-port", "19000", "--metrics-port", "0")
+    assert result.returncode == 1
+    assert "three different ports" in result.stderr
+    result = run("clipchoir-server", repository, "--host", "::1", *FREE_PORTS)
+    assert result.returncode == 1
+    assert "takes IPv4 addresses" in result.stderr
 
 
 @pytest.fixture

@@ -92,7 +92,7 @@ def test_the_command_prints_the_error_without_a_traceback(tmp_path: Path) -> Non
     for spec, message in (
         ("mine.toml", "encoders.0.source"),
         ("absent.toml", "No such file"),
-        ("nothing", "nothing.toml"),
+        ("nothing", "demo, scenes"),
     ):
         result = run("clipchoir-export", "build", spec, cwd=tmp_path)
         assert result.returncode == 1

@@ -1,6 +1,7 @@
 """The wheel holds everything that building and serving the demo needs."""
 
 import os
+import shutil
 import site
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from conftest import ROOT, encoded, noise
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel in it; the wheel's dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("wheel")
+    # From a copy: a build in the tree would take leftovers of earlier builds into the wheel.
+    tree = shutil.copytree(ROOT, folder / "tree", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "samples"))
     build: list[str | Path] = [
         sys.executable,
         "-m",
@@ -25,7 +28,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--no-deps",
         "--wheel-dir",
         folder,
-        ROOT,
+        tree,
     ]
     subprocess.run(build, check=True, timeout=240)
     (wheel,) = folder.glob("clipchoir-*.whl")

@@ -107,7 +107,7 @@ def _reporting() -> Iterator[None]:
     """Errors that a user can act on become one line and exit code 1."""
     try:
         yield
-    except (ClipchoirError, FileNotFoundError, ValueError) as error:
+    except (ClipchoirError, OSError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(FAILED) from error
 
@@ -131,4 +131,6 @@ def _numbers(weights: str | None) -> list[float] | None:
     try:
         return [float(part) for part in weights.split(",")]
     except ValueError:
-        raise ValueError(f"--weights must be numbers separated by commas, as in 0.6,0.4; got {weights!r}") from None
+        raise typer.BadParameter(
+            f"--weights must be numbers separated by commas, as in 0.6,0.4; got {weights!r}"
+        ) from None

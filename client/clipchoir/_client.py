@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +15,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from clipchoir._results import Classification
-from clipchoir.errors import from_triton
+from clipchoir.errors import BadRequestError, from_triton
 
 MODEL = "zero_shot"
 _OUTPUTS = ("label", "score", "classes", "scores", "encoder_scores", "error")
@@ -43,7 +43,8 @@ class Client:
         self.url = url
         self._timeout = timeout
         self._concurrency = concurrency
-        self._triton = grpcclient.InferenceServerClient(url)
+        self._closed = False
+        self._triton = grpcclient.InferenceServerClient(url, channel_args=_channel_options(url))
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="clipchoir")
 
     def __enter__(self) -> "Client":
@@ -55,9 +56,10 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """End requests in flight and close the connection."""
+        """Cancel requests in flight and close the connection."""
+        self._closed = True
+        self._triton.close()  # first, so that no thread waits for an answer
         self._threads.shutdown(cancel_futures=True)
-        self._triton.close()
 
     @cached_property
     def encoders(self) -> tuple[str, ...]:
@@ -70,7 +72,10 @@ class Client:
             answer = self._triton.get_model_config(MODEL, client_timeout=self._timeout)
         except InferenceServerException as error:
             raise from_triton(error, self.url, self._timeout) from error
-        return tuple(answer.config.parameters["encoders"].string_value.split(","))
+        names = answer.config.parameters["encoders"].string_value
+        if not names:
+            raise BadRequestError(f"the model {MODEL} at {self.url} is not clipchoir's: its config names no encoders")
+        return tuple(names.split(","))
 
     def classify(
         self,
@@ -116,13 +121,24 @@ class Client:
         logit_scale: float | None = None,
         drop_below: float | None = None,
         batch_size: int = 16,
-    ) -> Iterator[Classification]:
+    ) -> Generator[Classification, None, None]:
         """Like `classify`, but takes images as it needs them and yields each result when it is its turn."""
-        parameters = _parameters(label_set, weights, logit_scale, drop_below)
+        if isinstance(images, str | bytes | os.PathLike):
+            raise TypeError("images must be a list or another iterable of images, not one image")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if self._closed:
+            raise ValueError("this client is closed")
+        return self._stream(images, _parameters(label_set, weights, logit_scale, drop_below), batch_size)
+
+    def _stream(
+        self, images: Iterable[Image], parameters: dict[str, str], batch_size: int
+    ) -> Generator[Classification, None, None]:
+        encoders = self.encoders  # asked for here, once, and not in every thread
         in_flight: deque[Future[list[Classification]]] = deque()
         try:
             for batch in _batches(images, batch_size):
-                in_flight.append(self._threads.submit(self._classify_batch, batch, parameters))
+                in_flight.append(self._threads.submit(self._classify_batch, batch, parameters, encoders))
                 if len(in_flight) > self._concurrency:
                     yield from in_flight.popleft().result()
             while in_flight:
@@ -131,15 +147,16 @@ class Client:
             for future in in_flight:
                 future.cancel()
 
-    def _classify_batch(self, images: Sequence[Image], parameters: dict[str, str]) -> list[Classification]:
+    def _classify_batch(
+        self, images: Sequence[Image], parameters: dict[str, str], encoders: Sequence[str]
+    ) -> list[Classification]:
         rows = [_read(image) for image in images]
-        answers = iter(self._infer([row for row in rows if not row.error], parameters))
+        answers = iter(self._infer([row for row in rows if not row.error], parameters, encoders))
         return [Classification(row.source, error=row.error) if row.error else next(answers) for row in rows]
 
-    def _infer(self, rows: Sequence[_Row], parameters: dict[str, str]) -> list[Classification]:
+    def _infer(self, rows: Sequence[_Row], parameters: dict[str, str], encoders: Sequence[str]) -> list[Classification]:
         if not rows:
             return []
-        encoders = self.encoders
         image = grpcclient.InferInput("image", [len(rows), 1], "BYTES")
         image.set_data_from_numpy(np.array([[row.data] for row in rows], np.object_))
         try:
@@ -153,18 +170,26 @@ class Client:
         except InferenceServerException as error:
             raise from_triton(error, self.url, self._timeout) from error
         arrays = {name: answer.as_numpy(name) for name in _OUTPUTS}
+        classes = tuple(name.decode() for name in arrays["classes"][0])  # the same in every row
         return [
             Classification(
                 source=row.source,
                 label=arrays["label"][index, 0].decode(),
                 score=float(arrays["score"][index, 0]),
-                classes=tuple(name.decode() for name in arrays["classes"][index]),
+                classes=classes,
                 scores=arrays["scores"][index],
                 encoder_scores=dict(zip(encoders, arrays["encoder_scores"][index], strict=True)),
                 error=arrays["error"][index, 0].decode(),
             )
             for index, row in enumerate(rows)
         ]
+
+
+def _channel_options(url: str) -> list[tuple[str, int]]:
+    """No proxy between a client and a server on the same machine."""
+    host = url.rpartition(":")[0]
+    is_local = host == "localhost" or host.startswith("127.")
+    return [("grpc.enable_http_proxy", 0)] if is_local else []
 
 
 def _read(image: Image) -> _Row:

@@ -9,10 +9,17 @@ import numpy as np
 from natsort import natsorted
 from numpy.typing import NDArray
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from clipchoir._files import find_images
 from clipchoir._results import Classification
+from clipchoir.errors import ClipchoirError
+
+
+class UnknownClassError(ClipchoirError):
+    """A folder is not named like a class of the label set."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ class Evaluation:
         """Count results, given in the order of the images.
 
         Raises:
-            ValueError: an image's folder is not named like a class of the label set.
+            UnknownClassError: an image's folder is not named like a class of the label set.
         """
         confusion: NDArray[np.int64] = np.zeros((0, 0), np.int64)
         classes: tuple[str, ...] = ()
@@ -72,7 +79,7 @@ class Evaluation:
                 classes = result.classes
                 confusion = np.zeros((len(classes), len(classes)), np.int64)
             if image.label not in classes:
-                raise ValueError(f'folder "{image.label}" is not a class; the classes are {", ".join(classes)}')
+                raise UnknownClassError(f'folder "{image.label}" is not a class; the classes are {", ".join(classes)}')
             truth = classes.index(image.label)
             confusion[truth, classes.index(result.label)] += 1
             for encoder, scores in result.encoder_scores.items():
@@ -111,15 +118,15 @@ class Evaluation:
 
     def render(self, seconds: float) -> RenderableType:
         """Everything, for people."""
-        confusion = Table("true \\ predicted", *self.classes, "right", title="Confusion matrix", box=None)
+        confusion = Table("true \\ predicted", *map(escape, self.classes), "right", title="Confusion matrix", box=None)
         for name, row, hits in zip(self.classes, self.confusion, np.diag(self.confusion), strict=True):
             right = f"{hits / row.sum():.1%}" if row.sum() else "-"
-            confusion.add_row(name, *(str(count) if count else "." for count in row), right)
+            confusion.add_row(Text(name), *(str(count) if count else "." for count in row), right)
         accuracy = Table("", "accuracy", title="Accuracy", box=None)
         accuracy.add_row("ensemble", f"{self.accuracy:.2%}")
         for encoder, share in self.encoder_accuracy.items():
             accuracy.add_row(f"{encoder} alone", f"{share:.2%}")
         images = self.total + len(self.failed)
         speed = f"{images} images in {seconds:.1f} s, {images / seconds:.0f} images/s"
-        failures = [f"{result.source}: {result.error}" for result in self.failed]
+        failures = [Text(f"{result.source}: {result.error}") for result in self.failed]
         return Group(confusion, "", accuracy, "", speed, *failures)

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from clipchoir._results import Classification
 
@@ -65,7 +66,7 @@ def _write_csv(results: Iterable[Classification], out: TextIO) -> None:
 def _write_table(results: Iterable[Classification], out: TextIO) -> None:
     table = Table("image", "label", "score", "next best", box=None)
     for cells in _table_rows(results):
-        table.add_row(*cells)
+        table.add_row(*map(Text, cells))  # as they are: file names may look like markup
     Console(file=out).print(table)
 
 

@@ -2,7 +2,7 @@
 
 ClipchoirError
 ├── UnreachableError       no server answers at this address
-├── OverloadedError        the server has no room for the request now; try later
+├── OverloadedError        the server cannot take the request now; try later
 ├── TimedOutError          no answer before the deadline
 ├── BadRequestError        the server refuses the request; the message says what would be right
 │   └── UnknownLabelSetError
@@ -13,6 +13,12 @@ import re
 
 from tritonclient.utils import InferenceServerException
 
+# What gRPC itself says under UNAVAILABLE; the other messages are Triton's.
+_NO_CONNECTION = re.compile(
+    "failed to connect|connection refused|connection reset|socket closed|dns resolution|name resolution|recvmsg|"
+    "broken pipe|goaway|handshake|failed to parse|connection dropped|connection timed out",
+    re.IGNORECASE,
+)
 _IN_ENSEMBLE = re.compile("^in ensemble '[^']*', ")  # Triton puts it before every message of a step
 
 
@@ -25,7 +31,7 @@ class UnreachableError(ClipchoirError):
 
 
 class OverloadedError(ClipchoirError):
-    """The server has no room for the request now."""
+    """The server cannot take the request now."""
 
 
 class TimedOutError(ClipchoirError):
@@ -47,11 +53,15 @@ class ServerFailedError(ClipchoirError):
 def from_triton(error: InferenceServerException, url: str, timeout: float) -> ClipchoirError:
     """The typed error for what tritonclient raised."""
     status, message = str(error.status()).removeprefix("StatusCode."), _IN_ENSEMBLE.sub("", error.message())
+    if "unknown model" in message:  # under several statuses
+        return BadRequestError(f"the server at {url}: {message}")
     if status == "UNAVAILABLE":
-        if "queue" in message.lower():
-            return OverloadedError(f"the server at {url} is overloaded: {message}")
-        return UnreachableError(f"no server answers at {url}; start one with: clipchoir-server build/demo")
-    if status in ("DEADLINE_EXCEEDED", "CANCELLED"):
+        if _NO_CONNECTION.search(message):
+            return UnreachableError(
+                f"no server answers at {url}; start one with: clipchoir-server build/demo ({message.splitlines()[0]})"
+            )
+        return OverloadedError(f"the server at {url} cannot take the request now: {message}")
+    if status == "DEADLINE_EXCEEDED":
         return TimedOutError(f"the server at {url} did not answer within {timeout:g} s")
     if status == "NOT_FOUND" and "label set" in message:
         return UnknownLabelSetError(message)

@@ -10,7 +10,7 @@ def main() -> None:
 
         app(prog_name="clipchoir-export")
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("clipchoir_"):
+        if type(error) is not ModuleNotFoundError or (error.name or "").startswith("clipchoir_"):
             raise
         sys.exit(
             f"clipchoir-export needs {error.name}: pip install 'clipchoir[export,cpu]' (or [export,gpu] for a GPU)"

@@ -64,6 +64,6 @@ def _reporting() -> Iterator[None]:
     """Errors that a user can act on become their message and exit code 1."""
     try:
         yield
-    except ExportError as error:
+    except (ExportError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

@@ -1,7 +1,7 @@
 """Spec -> a complete Triton model repository."""
 
 import hashlib
-import importlib.metadata
+import importlib
 import json
 import shutil
 import tempfile
@@ -16,16 +16,16 @@ from rich.progress import Progress
 
 from clipchoir_export import encoders
 from clipchoir_export.configs import Identity, render_configs
+from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSet, PromptTokenizer
 from clipchoir_export.errors import RepositoryError, SpecError
 from clipchoir_export.onnx_files import OPSET, Verification, verify_image_encoder, write_image_encoder
 from clipchoir_export.resources import resource
-from clipchoir_export.shared import EmbeddedLabelSet, LabelSet, PromptTokenizer
 from clipchoir_export.spec import EncoderSpec, EnsembleSpec, load_label_set
 from clipchoir_export.text import embed_prompts, write_tokenizer
 from clipchoir_export.towers import Architecture
 
 VERSION = "1"  # folder of a model's first version
-_TOOLS = ("torch", "timm", "open_clip_torch", "onnx", "onnxscript", "onnxruntime")
+_TOOLS = ("torch", "timm", "open_clip", "onnx", "onnxscript", "onnxruntime")
 
 
 def build_repository(spec: EnsembleSpec, spec_path: Path, target: Path, progress: Progress) -> None:
@@ -34,6 +34,7 @@ def build_repository(spec: EnsembleSpec, spec_path: Path, target: Path, progress
     Raises:
         ExportError: of the kind that fits; see `clipchoir_export.errors`.
     """
+    target = target.resolve()
     _check_target(target)
     label_sets = [load_label_set(name, spec_path) for name in spec.label_sets]
     architectures = encoders.describe_all(spec, spec_path)
@@ -47,7 +48,7 @@ def build_repository(spec: EnsembleSpec, spec_path: Path, target: Path, progress
             _write_weights(spec, spec_path, architectures, identity.fingerprints, label_sets, folder, progress)
             _put_in_place(folder, target, Path(scratch) / "replaced")
     except OSError as error:
-        raise RepositoryError(f"{error.filename or target}: cannot be written: {error.strerror}") from error
+        raise RepositoryError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from error
 
 
 def write_source(
@@ -56,7 +57,11 @@ def write_source(
     folder: Path,
     identity: Identity | None = None,
 ) -> None:
-    """Write the part of a repository that is source: every config, and the Python of its Python steps."""
+    """Write the part of a repository that is source: every config, and the Python of its Python steps.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
     for path, content in render_configs(spec, architectures, identity).items():
         version = folder / path.parent / VERSION
         version.mkdir(parents=True, exist_ok=True)
@@ -114,7 +119,8 @@ def _write_weights(
 
 def _identity(spec: EnsembleSpec, spec_path: Path, label_sets: list[LabelSet]) -> Identity:
     fingerprints = {encoder.name: encoders.fingerprint(encoder, spec_path) for encoder in spec.encoders}
-    content = [spec.model_dump(mode="json"), fingerprints, [label_set.prompts() for label_set in label_sets]]
+    label_content = [[label_set.classes, label_set.prompts()] for label_set in label_sets]
+    content = [spec.model_dump(mode="json"), fingerprints, label_content]
     return Identity(fingerprints, version=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12])
 
 
@@ -137,7 +143,7 @@ def _manifest(
         },
         "embedding_dim": architecture.embedding_dim,
         "verification": asdict(verification),
-        "tools": {tool: importlib.metadata.version(tool) for tool in _TOOLS},
+        "tools": {tool: importlib.import_module(tool).__version__ for tool in _TOOLS},
     }
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from clipchoir_export.ensembling_step import LabelSet, LabelSetError
 from clipchoir_export.errors import SpecError
 from clipchoir_export.resources import resource
-from clipchoir_export.shared import LabelSet, LabelSetError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -29,7 +29,7 @@ LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class EncoderSpec(_Table):
@@ -77,11 +77,20 @@ class EnsembleSpec(_Table):
 
 
 def find_ensemble(name_or_path: str) -> Path:
-    """Path of a spec: a file, or the name of one that comes with clipchoir (`demo`, `scenes`)."""
+    """Path of a spec: a file, or the name of one that comes with clipchoir (`demo`, `scenes`).
+
+    Raises:
+        SpecError: there is no ensemble of this name.
+    """
     path = Path(name_or_path)
     if path.suffix == ".toml":
         return path
-    return resource("ensembles") / f"{name_or_path}.toml"
+    shipped = {spec.stem: spec for spec in resource("ensembles").glob("*.toml")}
+    if name_or_path not in shipped:
+        raise SpecError(
+            f'"{name_or_path}" is neither a .toml file nor an ensemble that clipchoir has: {", ".join(sorted(shipped))}'
+        )
+    return shipped[name_or_path]
 
 
 def load_ensemble(path: Path) -> EnsembleSpec:

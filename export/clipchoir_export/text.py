@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 from torch import nn
 
-from clipchoir_export.shared import LabelSet, PromptTokenizer
+from clipchoir_export.ensembling_step import LabelSet, PromptTokenizer
 
 BATCH = 64  # prompts
 # How CLIP cuts text into words before merging byte pairs.

@@ -22,11 +22,14 @@ from types import TracebackType
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+_PRCTL = ctypes.CDLL(None).prctl  # bound here: between fork and exec is no place for loading libraries
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
+_SHM = Path("/dev/shm")  # noqa: S108
 _POLL = 0.05  # seconds
 _KEPT_LINES = 400
 _LOADER_FAILED = 127  # exit code of a program whose shared libraries are missing
+_OUR_BACKEND = "this onnxruntime backend"  # its warnings, which come while models load, are passed on
 _HARMLESS = "pinned_memory_manager"  # it warns that there is no GPU
 
 
@@ -56,18 +59,15 @@ class Address:
 
     @property
     def grpc(self) -> str:
-        return self._with_port(self.grpc_port)
+        return f"{self.host}:{self.grpc_port}"
 
     @property
     def http(self) -> str:
-        return self._with_port(self.http_port)
+        return f"{self.host}:{self.http_port}"
 
     @property
     def metrics(self) -> str:
-        return self._with_port(self.metrics_port)
-
-    def _with_port(self, port: int) -> str:
-        return f"[{self.host}]:{port}" if ":" in self.host else f"{self.host}:{port}"
+        return f"{self.host}:{self.metrics_port}"
 
 
 @contextmanager
@@ -86,10 +86,12 @@ def serving(
         on_line: is given each line that tritonserver logs once the models are ready.
 
     Raises:
-        ServerError: the folder is no repository, or a model does not load (with the model's own error).
+        ServerError: the folder is no repository, /dev/shm is too small, or a model does not load (with the model's
+            own error).
     """
     if not (repository / "zero_shot" / "config.pbtxt").is_file():
         raise ServerError(f"{repository} is not a clipchoir repository; build one with: clipchoir-export build demo")
+    _check_shared_memory(repository)
     with tempfile.TemporaryDirectory(prefix="clipchoir-") as scratch:
         backends = Path(scratch) / "backends"
         _prepare_backends(backends)
@@ -140,7 +142,8 @@ class Triton:
             ServerError: a model did not load (the message is the model's own), the server ended, or the time is up.
         """
         deadline = time.monotonic() + timeout
-        with grpcclient.InferenceServerClient(self.address.grpc) as client:
+        direct = [("grpc.enable_http_proxy", 0)]
+        with grpcclient.InferenceServerClient(self.address.grpc, channel_args=direct) as client:
             while not self._is_listening(client):
                 if self.process.poll() is not None:
                     self.wait()
@@ -153,6 +156,8 @@ class Triton:
             raise ServerError("\n".join(f"model {_explain(model)}" for model in failed))
         if not index:
             raise ServerError("the repository has no models")
+        for line in [line for line in self._lines if _OUR_BACKEND in line]:
+            self._on_line(line)
         self._announce.set()
 
     def wait(self) -> None:
@@ -162,7 +167,7 @@ class Triton:
             ServerError: it has ended.
         """
         self.process.wait()
-        self._reader.join()
+        self._reader.join(timeout=5.0)
         raise ServerError(f"tritonserver ended with exit code {self.process.returncode}:\n{self.log()}")
 
     def stop(self, patience: float = 20.0) -> None:
@@ -173,9 +178,12 @@ class Triton:
         try:
             self.process.wait(patience)
         except subprocess.TimeoutExpired:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-        for region in Path("/dev/shm").glob(f"{self._regions}*"):  # noqa: S108  left there by a killed server
+            pass  # killed below, as after a second Ctrl-C
+        finally:
+            if self.process.poll() is None:
+                os.killpg(self.process.pid, signal.SIGKILL)
+                self.process.wait()
+        for region in _SHM.glob(f"{self._regions}*"):  # left there by a killed server
             region.unlink(missing_ok=True)
 
     def log(self) -> str:
@@ -191,9 +199,12 @@ class Triton:
     def _read_log(self) -> None:
         assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
         for line in self.process.stdout:
-            self._lines.append(line)
+            self._lines.append(line)  # whatever happens below, the pipe must be emptied, or tritonserver blocks
             if self._announce.is_set() and _HARMLESS not in line:
-                self._on_line(line)
+                try:
+                    self._on_line(line)
+                except Exception:  # such as a closed stderr: nobody is left to be told
+                    self._announce.clear()
 
 
 def _prepare_backends(folder: Path) -> None:
@@ -218,6 +229,17 @@ def check_that_it_starts(stub: Path) -> None:
             f"the embedded Triton cannot start Python: {trial.stderr.strip()}\n"
             f"It needs the shared library of Python {version}: install it (Debian and Ubuntu: "
             f"apt-get install libpython{version}), or use a Python that was built with --enable-shared"
+        )
+
+
+def _check_shared_memory(repository: Path) -> None:
+    models = len(list(repository.glob("*/config.pbtxt"))) - 1  # zero_shot has no process
+    needed = 2 * models * _SHARED_MEMORY  # Triton may start two processes for a model
+    free = shutil.disk_usage(_SHM).free
+    if free < needed:
+        raise ServerError(
+            f"{_SHM} has {free >> 20} MiB free, the repository's steps need {needed >> 20} MiB to exchange tensors; "
+            f"enlarge it (in a container: --shm-size={-(-needed >> 30)}g)"
         )
 
 
@@ -262,21 +284,24 @@ def _environment() -> dict[str, str]:
 
 
 def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _PRCTL(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _free_ports(host: str, ports: tuple[int, ...]) -> list[int]:
+    if ":" in host:
+        raise ServerError(f"cannot listen on {host}: the embedded Triton takes IPv4 addresses and host names only")
     with ExitStack() as stack:
         found = []
         for port in ports:
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            probe = stack.enter_context(socket.socket(family))
+            probe = stack.enter_context(socket.socket())
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError as error:
                 raise ServerError(f"cannot listen on {host}:{port}: {error.strerror}; choose another port") from error
             found.append(probe.getsockname()[1])
+        if len(set(found)) < len(found):
+            raise ServerError(f"gRPC, HTTP and metrics need three different ports, got {', '.join(map(str, found))}")
         return found
 
 

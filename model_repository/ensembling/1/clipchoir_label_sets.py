@@ -1,7 +1,7 @@
 """The text embeddings of a label set, in memory and as one safetensors file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,8 @@ class EmbeddedLabelSet:
             )
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise LabelSetFileError(f"{path} is not a label set file ({error}); build the repository again") from error
+        if not label_set._is_whole(fingerprints):
+            raise LabelSetFileError(f"{path}: its arrays do not fit together; build the repository again")
         for encoder, expected in fingerprints.items():
             found = label_set.fingerprints.get(encoder)
             if found != expected:
@@ -82,6 +84,18 @@ class EmbeddedLabelSet:
                     "build the repository again"
                 )
         return label_set
+
+    def _is_whole(self, encoders: Iterable[str]) -> bool:
+        """Whether counts, prompts and every encoder's embeddings are of one size."""
+        total = len(self.prompts)
+        return (
+            self.prompt_counts.shape == (len(self.classes),)
+            and bool((self.prompt_counts > 0).all())
+            and int(self.prompt_counts.sum()) == total
+            and all(encoder in self.embeddings for encoder in encoders)
+            and all(each.ndim == 2 and len(each) == total for each in self.embeddings.values())
+            and all(each.dtype == np.float32 for each in self.embeddings.values())
+        )
 
 
 class NamedLabelSets:

@@ -9,6 +9,10 @@ class OptionError(ValueError):
     """A request parameter has a bad value; the message says what would be right."""
 
 
+class UnsupportedOptionError(Exception):
+    """A request parameter asks for something that this repository cannot do."""
+
+
 @dataclass(frozen=True)
 class Options:
     """How one request is scored."""
@@ -23,8 +27,13 @@ class Options:
 
         Raises:
             OptionError: a value is of the wrong type or out of range.
+            UnsupportedOptionError: the parameter needs something that this repository lacks.
         """
         options = self
+        if "label_set_spec" in parameters:
+            raise UnsupportedOptionError(
+                "label_set_spec needs text encoders, which this repository does not have; name one of its label sets"
+            )
         if "label_set" in parameters:
             options = replace(options, label_set=_name(parameters["label_set"]))
         if "weights" in parameters:

@@ -1,4 +1,4 @@
-"""Label set -> prompts -> token ids. The export and the `ensembling` model both run this module."""
+"""Label set -> prompts -> token ids: one rule for the export and for whatever embeds prompts at run time."""
 
 import html
 from collections.abc import Mapping, Sequence

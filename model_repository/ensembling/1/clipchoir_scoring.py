@@ -44,7 +44,7 @@ def score(
         softmax(np.float32(logit_scale) * (images @ texts.T))  # (N, P)
         for images, texts in zip(image_embeddings, text_embeddings, strict=True)
     ]
-    shares = np.asarray(weights, np.float32) / np.float32(sum(weights))
+    shares = (np.asarray(weights, np.float64) / sum(weights)).astype(np.float32)
     mixed = sum(share * each for share, each in zip(shares, probabilities, strict=True))  # (N, P)
     ensemble = class_scores(np.asarray(mixed), prompt_counts, drop_below)
     encoders = np.stack([class_scores(each, prompt_counts, drop_below) for each in probabilities], axis=1)

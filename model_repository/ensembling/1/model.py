@@ -12,7 +12,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 
 from clipchoir_label_sets import EmbeddedLabelSet, NamedLabelSets, UnknownLabelSetError
-from clipchoir_options import OptionError, Options
+from clipchoir_options import OptionError, Options, UnsupportedOptionError
 from clipchoir_scoring import score
 
 
@@ -40,11 +40,15 @@ class TritonPythonModel:
         try:
             options = self.defaults.changed_by(json.loads(request.parameters() or "{}"), self.encoders)
             label_set = self.label_sets[options.label_set]
+            outputs = self._outputs(request, options, label_set)
         except OptionError as error:
             return _failure(error, pb_utils.TritonError.INVALID_ARG)
         except UnknownLabelSetError as error:
             return _failure(error, pb_utils.TritonError.NOT_FOUND)
-        outputs = self._outputs(request, options, label_set)
+        except UnsupportedOptionError as error:
+            return _failure(error, pb_utils.TritonError.UNSUPPORTED)
+        except Exception as error:  # it must not fail the other requests of this batch
+            return _failure(error, pb_utils.TritonError.INTERNAL)
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
     def _outputs(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> dict[str, np.ndarray]:

@@ -6,10 +6,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 MAX_PIXELS = 89_478_485  # PIL's own warning limit
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # by EXIF orientation
 _SIXTEEN_BIT_GREY = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -38,8 +47,7 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS:,} pixels")
     try:
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        return _eight_bit(image).convert("RGB")
+        return _upright(_eight_bit(image), _orientation(image)).convert("RGB")
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise _undecodable(error) from error
 
@@ -47,8 +55,22 @@ def decode(data: bytes) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode not in _SIXTEEN_BIT_GREY:
         return image
-    values = np.asarray(image).astype(np.int64)
-    return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8))
+    values = np.asarray(image)
+    if image.mode == "I":
+        values = values.clip(0, 65535)
+    return Image.fromarray((values >> 8).astype(np.uint8))
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except Exception:  # broken metadata does not make a good picture undecodable
+        return None
+
+
+def _upright(image: Image.Image, orientation: int | None) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _undecodable(error: Exception) -> ImageError:
@@ -72,6 +94,6 @@ def preprocess(data: bytes, sizes: Sequence[int]) -> Pixels:
     """Decode one image once and squash it to each size; an undecodable one becomes black pixels and an error."""
     try:
         image = decode(data)
-    except ImageError as error:
-        return Pixels({size: np.zeros((size, size, 3), np.uint8) for size in sizes}, str(error))
-    return Pixels({size: np.asarray(squash(image, size)) for size in sizes})
+        return Pixels({size: np.asarray(squash(image, size)) for size in sizes})
+    except (ImageError, MemoryError) as error:
+        return Pixels({size: np.zeros((size, size, 3), np.uint8) for size in sizes}, str(error) or "out of memory")

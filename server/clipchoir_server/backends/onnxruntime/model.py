@@ -60,13 +60,14 @@ def _session_options(config: dict[str, Any]) -> Any:
     options = onnxruntime.SessionOptions()
     optimization = config.get("optimization", {})
     level = int(optimization.get("graph", {}).get("level", 0))
+    if level not in _LEVELS:
+        raise pb_utils.TritonModelException(f"optimization.graph.level is {level}; it must be one of {[*_LEVELS]}")
     options.graph_optimization_level = _LEVELS[level]
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     options.intra_op_num_threads = int(parameters.pop("intra_op_thread_count", 0))
     options.inter_op_num_threads = int(parameters.pop("inter_op_thread_count", 0))
     ignored = [f"parameters.{key}" for key in parameters]
-    if "execution_accelerators" in optimization:
-        ignored.append("optimization.execution_accelerators")
+    ignored += [f"optimization.{key}" for key in ("execution_accelerators", "cuda") if key in optimization]
     for key in ignored:
         pb_utils.Logger.log_warn(f"{config['name']}: this onnxruntime backend ignores the config key {key}")
     return options
