@@ -53,7 +53,7 @@ $(READY): pyproject.toml
 	if [ -z "$$python" ]; then echo "clipchoir needs Python 3.10, 3.11 or 3.12 with its shared library (Debian and" \
 	    "Ubuntu: apt-get install python3-venv libpython3.N); none was found" >&2; exit 1; fi; \
 	echo "setting up .venv with $$($$python --version); this takes a few minutes and 6 GB"; \
-	[ -x $(BIN)/python ] || $$python -m venv .venv
+	[ -x $(BIN)/pip ] || $$python -m venv --clear .venv || { rm -rf .venv; exit 1; }
 	$(BIN)/python -m pip install --quiet --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --quiet --editable '.[export,server,cpu,dev]'
 	@touch $@

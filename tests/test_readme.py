@@ -4,9 +4,11 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from clipchoir_export.spec import load_ensemble, load_label_set
 from clipchoir_server.triton import Triton
 from conftest import BIN, ROOT
 
@@ -33,13 +35,15 @@ def test_python_snippets_run(server: Triton, snippet: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_client_commands_run(server: Triton, command: str) -> None:
+def test_client_commands_run(server: Triton, command: str, tmp_path: Path) -> None:
     words = shlex.split(on(server, command).replace(".venv/bin/", f"{BIN}/"))
     if words[0].endswith("clipchoir"):
         words += ["--url", server.address.grpc]
-    result = subprocess.run(words, cwd=ROOT, capture_output=True, timeout=60, check=False)
+    (tmp_path / "demo").symlink_to(ROOT / "demo")
+    result = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=60, check=False)
     assert result.returncode == 0, result.stderr
-    assert b"Sea" in result.stdout
+    answer = tmp_path / "answer.bin"
+    assert b"Sea" in (answer.read_bytes() if answer.exists() else result.stdout)
 
 
 def test_all_snippets_and_commands_were_found() -> None:
@@ -59,3 +63,11 @@ def test_options_of_the_readme_exist() -> None:
         for line in re.findall(rf"{command} .*", README):
             for option in re.findall(r"--[a-z-]+", line.partition("#")[0]):
                 assert option in text, (command, option)
+
+
+def test_the_spec_of_the_readme_is_right(tmp_path: Path) -> None:
+    (spec,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    path = tmp_path / "mine.toml"
+    path.write_text(spec)
+    assert load_ensemble(path).encoders[0].name == "metaclip"
+    assert load_label_set("scenes", path).classes

@@ -120,11 +120,14 @@ def test_a_broken_log_does_not_stop_the_server(repository: Path) -> None:
     def broken(_: str) -> None:
         raise BrokenPipeError
 
-    with serving(repository, Address.choose(), on_line=broken) as triton:
-        with grpcclient.InferenceServerClient(triton.address.grpc) as client:
-            client.update_log_settings({"log_verbose_level": 3})  # many more bytes than a pipe holds
-            for seed in range(60):
-                infer(client, [encoded(noise(seed))], ["label"])
+    address = Address.choose()
+    with (
+        serving(repository, address, on_line=broken),
+        grpcclient.InferenceServerClient(address.grpc) as client,
+    ):
+        client.update_log_settings({"log_verbose_level": 3})  # many more bytes than a pipe holds
+        for seed in range(60):
+            infer(client, [encoded(noise(seed))], ["label"])
 
 
 def test_ignored_config_keys_are_told(copy: Path) -> None:

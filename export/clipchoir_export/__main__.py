@@ -12,9 +12,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if type(error) is not ModuleNotFoundError or (error.name or "").startswith("clipchoir_"):
             raise
-        sys.exit(
-            f"clipchoir-export needs {error.name}: pip install 'clipchoir[export,cpu]' (or [export,gpu] for a GPU)"
-        )
+        sys.exit(f"clipchoir-export needs {error.name}: pip install '.[export,cpu]' (or [export,gpu] for a GPU)")
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def render_configs(
         "architectures": architectures,
         "pixels": _pixel_tensors(architectures),
         "identity": identity,
-        "public_outputs": public_outputs(list(architectures)),
+        "outputs": public_outputs(architectures),
     }
     environment = Environment(
         loader=PackageLoader("clipchoir_export"),
@@ -59,10 +59,31 @@ def render_configs(
     return configs
 
 
-def public_outputs(encoders: list[str]) -> list[str]:
-    """Names of the tensors that clients may ask `zero_shot` for."""
-    embeddings = [f"{encoder}_embedding" for encoder in encoders]
-    return ["label", "score", "scores", "classes", "encoder_scores", *embeddings, "error"]
+@dataclass(frozen=True)
+class Output:
+    """A tensor that clients may ask `zero_shot` for, made by `ensembling`."""
+
+    name: str
+    data_type: str
+    dims: str
+    meaning: str
+
+
+def public_outputs(architectures: Mapping[str, Architecture]) -> list[Output]:
+    """The outputs of an ensemble of these encoders."""
+    embeddings = [
+        Output(f"{name}_embedding", "TYPE_FP32", f"{architecture.embedding_dim}", "unit-length image embedding")
+        for name, architecture in architectures.items()
+    ]
+    return [
+        Output("label", "TYPE_STRING", "1", "best class"),
+        Output("score", "TYPE_FP32", "1", "its score"),
+        Output("scores", "TYPE_FP32", "-1", "class scores, sum 1"),
+        Output("classes", "TYPE_STRING", "-1", "class names, in the order of the scores"),
+        Output("encoder_scores", "TYPE_FP32", f"{len(architectures)}, -1", "the scores by each encoder alone"),
+        *embeddings,
+        Output("error", "TYPE_STRING", "1", "empty, or why this row could not be decoded"),
+    ]
 
 
 def _pixel_tensors(architectures: Mapping[str, Architecture]) -> dict[int, str]:

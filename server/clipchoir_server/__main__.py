@@ -17,7 +17,7 @@ def main() -> None:
 
     for module, extra in _MODULES.items():
         if find_spec(module) is None:
-            sys.exit(f"clipchoir-server needs {module} (extra {extra}): pip install 'clipchoir[server,cpu]'")
+            sys.exit(f"clipchoir-server needs {module} (extra {extra}): pip install '.[server,cpu]'")
     from clipchoir_server.cli import app
 
     app(prog_name="clipchoir-server")

@@ -28,6 +28,7 @@ _SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 i
 _SHM = Path("/dev/shm")  # noqa: S108
 _POLL = 0.05  # seconds
 _KEPT_LINES = 400
+_LAST_LINES = 5.0  # seconds to wait for them
 _LOADER_FAILED = 127  # exit code of a program whose shared libraries are missing
 _OUR_BACKEND = "this onnxruntime backend"  # its warnings, which come while models load, are passed on
 _HARMLESS = "pinned_memory_manager"  # it warns that there is no GPU
@@ -167,7 +168,7 @@ class Triton:
             ServerError: it has ended.
         """
         self.process.wait()
-        self._reader.join(timeout=5.0)
+        self._reader.join(timeout=_LAST_LINES)
         raise ServerError(f"tritonserver ended with exit code {self.process.returncode}:\n{self.log()}")
 
     def stop(self, patience: float = 20.0) -> None:
@@ -183,6 +184,7 @@ class Triton:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+        self._reader.join(timeout=_LAST_LINES)
         for region in _SHM.glob(f"{self._regions}*"):  # left there by a killed server
             region.unlink(missing_ok=True)
 
@@ -198,13 +200,14 @@ class Triton:
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
-        for line in self.process.stdout:
-            self._lines.append(line)  # whatever happens below, the pipe must be emptied, or tritonserver blocks
-            if self._announce.is_set() and _HARMLESS not in line:
-                try:
-                    self._on_line(line)
-                except Exception:  # such as a closed stderr: nobody is left to be told
-                    self._announce.clear()
+        with self.process.stdout as log:
+            for line in log:
+                self._lines.append(line)  # whatever happens below, the pipe must be emptied, or tritonserver blocks
+                if self._announce.is_set() and _HARMLESS not in line:
+                    try:
+                        self._on_line(line)
+                    except Exception:  # such as a closed stderr: nobody is left to be told
+                        self._announce.clear()
 
 
 def _prepare_backends(folder: Path) -> None:
@@ -308,5 +311,5 @@ def _free_ports(host: str, ports: tuple[int, ...]) -> list[int]:
 def _triton_folder() -> Path:
     spec = importlib.util.find_spec("pytriton")
     if spec is None or spec.origin is None:
-        raise ServerError("the embedded Triton is not installed: pip install 'clipchoir[server,cpu]'")
+        raise ServerError("the embedded Triton is not installed: pip install '.[server,cpu]'")
     return Path(spec.origin).parent / "tritonserver"
