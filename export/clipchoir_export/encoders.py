@@ -6,6 +6,7 @@ from pathlib import Path
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 
 from clipchoir_export import eva_clip, open_clip_models
+from clipchoir_export.checkpoint_files import checkpoint_files
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.spec import EncoderSpec, EnsembleSpec, checkpoint_path
 from clipchoir_export.towers import Architecture, Towers
@@ -19,10 +20,10 @@ def describe(encoder: EncoderSpec, spec_path: Path) -> Architecture:
     Raises:
         CheckpointError: the architecture is unknown, or the checkpoint's config cannot be used.
     """
-    folder = checkpoint_path(encoder.checkpoint, spec_path)
+    path = checkpoint_path(encoder.checkpoint, spec_path)
     if encoder.source == "open_clip":
-        return open_clip_models.describe(encoder.architecture, folder, encoder.checkpoint)
-    config = _eva_clip_config(encoder, folder)
+        return open_clip_models.describe(encoder.architecture, path, encoder.checkpoint)
+    config = _eva_clip_config(encoder, path)
     return Architecture(config.image_size, config.embedding_dim, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
 
 
@@ -35,12 +36,12 @@ def load(encoder: EncoderSpec, spec_path: Path) -> Towers:
     """Load an encoder's towers.
 
     Raises:
-        CheckpointError: there is no checkpoint folder, or it does not hold this architecture.
+        CheckpointError: there is no checkpoint, or it does not hold this architecture.
     """
-    folder = _checkpoint_folder(encoder, spec_path)
+    path = _checkpoint(encoder, spec_path)
     if encoder.source == "open_clip":
-        return open_clip_models.load(folder)
-    image, text = eva_clip.load_eva_clip(folder, _eva_clip_config(encoder, folder))
+        return open_clip_models.load(encoder.architecture, path)
+    image, text = eva_clip.load_eva_clip(path, _eva_clip_config(encoder, path))
     return Towers(image, text)
 
 
@@ -50,13 +51,14 @@ def fingerprint(encoder: EncoderSpec, spec_path: Path) -> str:
     Text embeddings belong to it. How images are sharpened, and in what precision, does not change it.
 
     Raises:
-        CheckpointError: a file cannot be read.
+        CheckpointError: a file is missing or cannot be read.
     """
-    folder = _checkpoint_folder(encoder, spec_path)
+    path = _checkpoint(encoder, spec_path)
+    configs = sorted(path.glob("*config.json")) if path.is_dir() else []
     digest = hashlib.sha256(f"{encoder.source} {encoder.architecture}".encode())
     try:
-        for path in sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.json")):
-            with path.open("rb") as file:
+        for file_path in [*checkpoint_files(path), *configs]:
+            with file_path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     digest.update(chunk)
     except OSError as error:
@@ -64,23 +66,32 @@ def fingerprint(encoder: EncoderSpec, spec_path: Path) -> str:
     return digest.hexdigest()
 
 
-def _checkpoint_folder(encoder: EncoderSpec, spec_path: Path) -> Path:
-    folder = checkpoint_path(encoder.checkpoint, spec_path)
-    if not folder.is_dir():
+def _checkpoint(encoder: EncoderSpec, spec_path: Path) -> Path:
+    path = checkpoint_path(encoder.checkpoint, spec_path)
+    if not path.exists():
         raise CheckpointError(
-            f'encoder {encoder.name}: checkpoint "{encoder.checkpoint}" is not a folder ({folder}); only checkpoint '
-            "folders can be built so far"
+            f'encoder {encoder.name}: checkpoint "{encoder.checkpoint}" is not a file or folder ({path}); nothing is '
+            "downloaded so far: fetch it, and name where it lies"
         )
-    return folder
+    return path
 
 
-def _eva_clip_config(encoder: EncoderSpec, folder: Path) -> eva_clip.EvaClipConfig:
+def _eva_clip_config(encoder: EncoderSpec, path: Path) -> eva_clip.EvaClipConfig:
+    config_file = path / "config.json"
+    found = eva_clip.EvaClipConfig.from_json(config_file) if config_file.is_file() else None
     if encoder.architecture is None:
-        return eva_clip.EvaClipConfig.from_json(folder / "config.json")
-    try:
-        return eva_clip.KNOWN_CONFIGS[encoder.architecture]
-    except KeyError:
+        if found is None:
+            raise CheckpointError(f'encoder {encoder.name}: there is no {config_file}; name its "architecture"')
+        return found
+    if encoder.architecture not in eva_clip.KNOWN_CONFIGS:
         known = ", ".join(eva_clip.KNOWN_CONFIGS)
         raise CheckpointError(
             f'encoder {encoder.name}: unknown architecture "{encoder.architecture}"; known are {known}'
-        ) from None
+        )
+    expected = eva_clip.KNOWN_CONFIGS[encoder.architecture]
+    if found is not None and found != expected:
+        raise CheckpointError(
+            f"encoder {encoder.name}: {config_file} is not of {encoder.architecture}: it says {found}, "
+            f"{encoder.architecture} is {expected}"
+        )
+    return expected

@@ -2,7 +2,7 @@
 
 The image tower is timm's `Eva`, the text tower open_clip's `TextTransformer`; both reproduce the published
 modelling code (github.com/baaivision/EVA, `EVA-CLIP-18B`) to float32 accuracy. Weights are read in the Hugging
-Face key layout (`vision_model.*`, `text_model.*`).
+Face key layout (`vision_model.*`, `text_model.*`) and in the older one of a single file (`visual.*`, `text.*`).
 """
 
 import json
@@ -15,12 +15,11 @@ from typing import Any
 
 import torch
 from open_clip.transformer import LayerNorm, TextTransformer
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
+from clipchoir_export.checkpoint_files import open_checkpoint
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.state_dicts import StateDict, check_keys, load_strictly
 
@@ -66,9 +65,9 @@ class EvaClipConfig:
                 text=_tower(text),
                 embedding_dim=config["projection_dim"],
                 post_norm=bool(vision.get("post_layernorm", False)),
-                image_size=vision["image_size"],
-                patch_size=vision["patch_size"],
-                image_eps=vision["layer_norm_eps"],
+                image_size=vision.get("image_size", cls.image_size),
+                patch_size=vision.get("patch_size", cls.patch_size),
+                image_eps=vision.get("layer_norm_eps", cls.image_eps),
                 text_eps=text.get("layer_norm_eps", cls.text_eps),
                 context_length=text.get("max_position_embeddings", cls.context_length),
                 vocab_size=text.get("vocab_size", cls.vocab_size),
@@ -243,7 +242,12 @@ def from_hugging_face(tensors: Mapping[str, Tensor], config: EvaClipConfig) -> t
     Raises:
         CheckpointError: keys are missing or unexpected; the message lists them.
     """
-    image_rules, text_rules = image_key_rules(config), text_key_rules(config)
+    return _apply(image_key_rules(config), text_key_rules(config), tensors)
+
+
+def _apply(
+    image_rules: list[KeyRule], text_rules: list[KeyRule], tensors: Mapping[str, Tensor]
+) -> tuple[StateDict, StateDict]:
     wanted = {name for rule in image_rules + text_rules for name in rule.theirs}
     present = {name for name in tensors if not _NOT_IN_A_TOWER.fullmatch(name)}
     check_keys(missing=wanted - present, unexpected=present - wanted)
@@ -262,22 +266,36 @@ def to_hugging_face(image: StateDict, text: StateDict, logit_scale: Tensor, conf
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def load_eva_clip(folder: Path, config: EvaClipConfig) -> tuple[Eva, TextTransformer]:
-    """Load both towers in float32 from a folder that holds `model.safetensors`.
+def from_single_file(tensors: Mapping[str, Tensor], config: EvaClipConfig) -> tuple[StateDict, StateDict]:
+    """Like `from_hugging_face`, for the older layout of one file: `visual.*` and `text.*` under the towers' own names.
 
     Raises:
-        CheckpointError: the file is missing or unreadable, or its keys or shapes are not this config's.
+        CheckpointError: keys are missing or unexpected; the message lists them.
     """
-    path = folder / "model.safetensors"
+    image_rules = [_single_file_rule("visual.", rule, tensors) for rule in image_key_rules(config)]
+    text_rules = [_single_file_rule("text.", rule, tensors) for rule in text_key_rules(config)]
+    return _apply(image_rules, text_rules, tensors)
+
+
+def _single_file_rule(prefix: str, rule: KeyRule, tensors: Mapping[str, Tensor]) -> KeyRule:
+    whole = prefix + rule.ours
+    parts = tuple(whole.replace(".qkv.", f".{part}_proj.") for part in "qkv")
+    return KeyRule(rule.ours, parts if ".qkv." in whole and parts[0] in tensors else (whole,))
+
+
+def load_eva_clip(path: Path, config: EvaClipConfig) -> tuple[Eva, TextTransformer]:
+    """Load both towers in float32 from a checkpoint file or folder, in either layout.
+
+    Raises:
+        CheckpointError: a file is missing or unreadable, or its keys or shapes are not this config's.
+    """
+    tensors = {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
+    is_single_file = any(name.startswith("visual.") for name in tensors)
     try:
-        tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{path}: cannot be read as safetensors: {error}") from error
-    try:
-        image_state, text_state = from_hugging_face(tensors, config)
+        states = from_single_file(tensors, config) if is_single_file else from_hugging_face(tensors, config)
         image, text = build_image_tower(config), build_text_tower(config)
-        load_strictly(image, image_state)
-        load_strictly(text, text_state)
+        load_strictly(image, states[0])
+        load_strictly(text, states[1])
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return image, text

@@ -7,30 +7,31 @@ from typing import Any
 
 import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from clipchoir_export.checkpoint_files import open_checkpoint
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.state_dicts import load_strictly
 from clipchoir_export.towers import Architecture, Towers
 
-CONFIG_FILE, WEIGHTS_FILE = "open_clip_config.json", "open_clip_model.safetensors"
+CONFIG_FILE = "open_clip_config.json"
+# Not weights; in checkpoints of the first CLIP.
+_LEGACY = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 
 
-def describe(architecture: str | None, folder: Path, checkpoint: str) -> Architecture:
-    """Architecture of a checkpoint folder, or of a named model with one of its published tags.
+def describe(architecture: str | None, path: Path, checkpoint: str) -> Architecture:
+    """Architecture of a checkpoint on disk, or of a named model with one of its published tags.
 
     Raises:
         CheckpointError: the folder has no usable config, the name or the tag is unknown, or the tag was trained with
             the other activation than the named model has.
     """
+    model = _model_config(architecture, path)
     if architecture is None:
-        config = _read_config(folder)
-        preprocessing = config.get("preprocess_cfg", {})
-        model = config["model_cfg"]
+        preprocessing = _read_config(path).get("preprocess_cfg", {})
+    elif path.exists():
+        preprocessing = {}
     else:
-        model = _named_config(architecture)
         preprocessing = _tag_config(architecture, checkpoint, bool(model.get("quick_gelu", False)))
     return Architecture(
         image_size=model["vision_cfg"]["image_size"],
@@ -40,20 +41,23 @@ def describe(architecture: str | None, folder: Path, checkpoint: str) -> Archite
     )
 
 
-def load(folder: Path) -> Towers:
-    """Load both towers from a checkpoint folder.
+def load(architecture: str | None, path: Path) -> Towers:
+    """Load both towers from a checkpoint file or folder.
 
     Raises:
         CheckpointError: a file is missing or unreadable, or its keys or shapes are not the config's.
     """
-    model = open_clip.CLIP(**_read_config(folder)["model_cfg"])
-    path = folder / WEIGHTS_FILE
+    model = open_clip.CLIP(**_model_config(architecture, path))
+    state = {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
     try:
-        state = {name: tensor.float() for name, tensor in load_file(path).items()}
-        load_strictly(model, state)
-    except (OSError, SafetensorError, CheckpointError) as error:
+        load_strictly(model, {name: tensor for name, tensor in state.items() if name not in _LEGACY})
+    except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Towers(image=model.visual, text=_TextTower(model))
+
+
+def _model_config(architecture: str | None, path: Path) -> Mapping[str, Any]:
+    return _read_config(path)["model_cfg"] if architecture is None else _named_config(architecture)
 
 
 class _TextTower(nn.Module):
@@ -67,6 +71,8 @@ class _TextTower(nn.Module):
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
+    if folder.is_file():
+        raise CheckpointError(f'{folder} is a file and does not say how the model is built: name its "architecture"')
     path = folder / CONFIG_FILE
     try:
         config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
