@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.progress import Progress
+from numpy.typing import NDArray
+from rich.progress import Progress, TaskID
+from torch import nn
 
 from clipchoir_export import encoders
 from clipchoir_export.configs import Identity, render_configs
@@ -87,25 +89,18 @@ def _write_weights(
     ensembling = folder / "ensembling" / VERSION
     write_tokenizer(ensembling / "tokenizer.json")
     tokenizer = PromptTokenizer(ensembling / "tokenizer.json")
-    embeddings: dict[str, dict[str, Any]] = {label_set.name: {} for label_set in label_sets}
+    embeddings: dict[str, dict[str, NDArray[np.float32]]] = {label_set.name: {} for label_set in label_sets}
     for encoder in spec.encoders:
-        architecture = architectures[encoder.name]
-        prompts = sum(sum(label_set.prompt_counts()) for label_set in label_sets)
-        steps = progress.add_task(f"{encoder.name}: load, export, verify", total=3)
+        name = encoder.name
+        steps = progress.add_task(f"{name}: load, export, verify", total=3)
         towers = encoders.load(encoder, spec_path)
         progress.advance(steps)
-        path = folder / encoder.name / VERSION / "model.onnx"
-        write_image_encoder(towers.image, architecture, encoder.sharpness, path)
-        progress.advance(steps)
-        verification = verify_image_encoder(path, towers.image, architecture, encoder.sharpness)
-        manifest = _manifest(encoder, architecture, fingerprints[encoder.name], verification)
-        path.with_name("manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        progress.advance(steps)
-        task = progress.add_task(f"{encoder.name}: embed prompts", total=prompts)
+        version = folder / name / VERSION
+        _write_encoder(encoder, towers.image, architectures[name], fingerprints[name], version, step=steps, on=progress)
+        task = progress.add_task(f"{name}: embed prompts", total=sum(len(each.prompts()) for each in label_sets))
         for label_set in label_sets:
-            embeddings[label_set.name][encoder.name] = embed_prompts(
-                label_set, towers.text, tokenizer, advance=partial(progress.advance, task)
-            )
+            advance = partial(progress.advance, task)
+            embeddings[label_set.name][name] = embed_prompts(label_set, towers.text, tokenizer, advance)
     (ensembling / "label_sets").mkdir()
     for label_set in label_sets:
         EmbeddedLabelSet(
@@ -115,6 +110,25 @@ def _write_weights(
             embeddings=embeddings[label_set.name],
             fingerprints=fingerprints,
         ).save(ensembling / "label_sets" / f"{label_set.name}.safetensors")
+
+
+def _write_encoder(
+    encoder: EncoderSpec,
+    tower: nn.Module,
+    architecture: Architecture,
+    fingerprint: str,
+    version: Path,
+    step: TaskID,
+    on: Progress,
+) -> None:
+    """Write `model.onnx`, prove it, and write what it is beside it."""
+    model = version / "model.onnx"
+    write_image_encoder(tower, architecture, encoder.sharpness, model)
+    on.advance(step)
+    verification = verify_image_encoder(model, tower, architecture, encoder.sharpness)
+    manifest = _manifest(encoder, architecture, fingerprint, verification)
+    (version / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    on.advance(step)
 
 
 def _identity(spec: EnsembleSpec, spec_path: Path, label_sets: list[LabelSet]) -> Identity:
