@@ -100,6 +100,13 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
     )
 
 
+def bounded_size(seed: int, longest: int) -> tuple[int, int]:
+    """The random size that belongs to a seed, shrunk so that its longer side is at most `longest` pixels."""
+    width, height = random_size(np.random.default_rng(seed))
+    shrink = min(1.0, longest / max(width, height))
+    return max(SMALLEST[0], round(width * shrink)), max(SMALLEST[1], round(height * shrink))
+
+
 def render(
     class_name: str,
     seed: int | np.random.Generator,
@@ -175,13 +182,10 @@ def render_folder(
     for index in track(range(count * len(CLASSES)), description="rendering"):
         class_name, number = CLASSES[index // count], index % count
         own_seed = seed + index
-        width, height = random_size(np.random.default_rng(own_seed))
-        shrink = min(1.0, max_side / max(width, height))
-        size = max(150, round(width * shrink)), max(150, round(height * shrink))
         folder = out / class_name
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{class_name.lower()}_{number:0{digits}}.jpg"
-        path.write_bytes(render(class_name, own_seed, size).jpeg())
+        path.write_bytes(render(class_name, own_seed, bounded_size(own_seed, max_side)).jpeg())
 
 
 @app.command()

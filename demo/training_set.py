@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from scenes import CLASSES, SMALLEST, Scene, random_size, render
+from scenes import CLASSES, SMALLEST, Scene, bounded_size, render
 
 SIDE = 256
 """Side of the stored pictures: a little more than the encoders see, so that they can be cropped."""
@@ -84,10 +84,7 @@ def _render_shard(path: Path, number: int) -> None:
     for offset in range(SHARD):
         index = number * SHARD + offset
         seed = TRAINING_SEED + index
-        width, height = random_size(np.random.default_rng(seed))
-        shrink = min(1.0, LONGEST / max(width, height))
-        size = max(SMALLEST[0], round(width * shrink)), max(SMALLEST[1], round(height * shrink))
-        scene = render(CLASSES[index % len(CLASSES)], seed, size)
+        scene = render(CLASSES[index % len(CLASSES)], seed, bounded_size(seed, LONGEST))
         stored = Image.open(io.BytesIO(scene.jpeg()))
         pictures[offset] = np.asarray(stored.resize((SIDE, SIDE), Image.Resampling.BICUBIC))
         facts.append(Facts.of(scene))

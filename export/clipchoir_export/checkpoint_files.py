@@ -32,8 +32,16 @@ _DTYPES = {
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own
 # What a folder may hold, in order of preference: safetensors before pickles, hub names before others.
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_PATTERNS = ("open_clip_model.safetensors", "model.safetensors", "*.safetensors", "open_clip_pytorch_model.bin")
-_PICKLES = ("pytorch_model.bin", "*.bin", "*.pt", "*.pth")
+_PATTERNS = (
+    "open_clip_model.safetensors",
+    "model.safetensors",
+    "*.safetensors",
+    "open_clip_pytorch_model.bin",
+    "pytorch_model.bin",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+)
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PARALLEL = "module."  # put before every name by torch's DataParallel
 
@@ -58,7 +66,7 @@ def checkpoint_files(path: Path) -> list[Path]:
     for name in _INDEXES:
         if (path / name).is_file():
             return _shards(path / name)
-    for pattern in _PATTERNS + _PICKLES:
+    for pattern in _PATTERNS:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
@@ -83,6 +91,15 @@ def open_checkpoint(path: Path) -> dict[str, StoredTensor]:
     if tensors and all(name.startswith(_PARALLEL) for name in tensors):
         tensors = {name.removeprefix(_PARALLEL): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def read_float32(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint, in memory and in float32.
+
+    Raises:
+        CheckpointError: as `open_checkpoint`.
+    """
+    return {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
 
 
 def _shards(index: Path) -> list[Path]:

@@ -19,7 +19,7 @@ from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from clipchoir_export.checkpoint_files import open_checkpoint
+from clipchoir_export.checkpoint_files import read_float32
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.state_dicts import StateDict, check_keys, load_strictly
 
@@ -289,7 +289,7 @@ def load_eva_clip(path: Path, config: EvaClipConfig) -> tuple[Eva, TextTransform
     Raises:
         CheckpointError: a file is missing or unreadable, or its keys or shapes are not this config's.
     """
-    tensors = {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
+    tensors = read_float32(path)
     is_single_file = any(name.startswith("visual.") for name in tensors)
     try:
         states = from_single_file(tensors, config) if is_single_file else from_hugging_face(tensors, config)

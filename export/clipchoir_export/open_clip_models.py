@@ -9,7 +9,7 @@ import open_clip
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from torch import Tensor, nn
 
-from clipchoir_export.checkpoint_files import open_checkpoint
+from clipchoir_export.checkpoint_files import read_float32
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.state_dicts import load_strictly
 from clipchoir_export.towers import Architecture, Towers
@@ -48,9 +48,9 @@ def load(architecture: str | None, path: Path) -> Towers:
         CheckpointError: a file is missing or unreadable, or its keys or shapes are not the config's.
     """
     model = open_clip.CLIP(**_model_config(architecture, path))
-    state = {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
+    state = {name: tensor for name, tensor in read_float32(path).items() if name not in _LEGACY}
     try:
-        load_strictly(model, {name: tensor for name, tensor in state.items() if name not in _LEGACY})
+        load_strictly(model, state)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     return Towers(image=model.visual, text=_TextTower(model))

@@ -157,8 +157,9 @@ class Triton:
             raise ServerError("\n".join(f"model {_explain(model)}" for model in failed))
         if not index:
             raise ServerError("the repository has no models")
-        for line in [line for line in self._lines if _OUR_BACKEND in line]:
-            self._on_line(line)
+        for line in list(self._lines):  # a copy, since the reader goes on adding to them
+            if _OUR_BACKEND in line:
+                self._tell(line)
         self._announce.set()
 
     def wait(self) -> None:
@@ -204,10 +205,13 @@ class Triton:
             for line in log:
                 self._lines.append(line)  # whatever happens below, the pipe must be emptied, or tritonserver blocks
                 if self._announce.is_set() and _HARMLESS not in line:
-                    try:
-                        self._on_line(line)
-                    except Exception:  # such as a closed stderr: nobody is left to be told
-                        self._announce.clear()
+                    self._tell(line)
+
+    def _tell(self, line: str) -> None:
+        try:
+            self._on_line(line)
+        except Exception:  # such as a closed stderr: nobody is left to be told
+            self._announce.clear()
 
 
 def _prepare_backends(folder: Path) -> None:
