@@ -40,10 +40,11 @@ class Encoder:
 
     def __init__(self, spec: EncoderSpec, spec_path: Path, prompts: Sequence[str]) -> None:
         self.spec = spec
-        self.architecture = encoders.describe(spec, spec_path)
-        self.towers = encoders.load(spec, spec_path)
+        encoder = encoders.open_encoder(spec, spec_path)
+        self.architecture = encoder.architecture
+        self.image = encoder.image.load()
         with torch.inference_mode():
-            texts = self.towers.text(SimpleTokenizer()(list(prompts)))
+            texts = encoder.text.load()(SimpleTokenizer()(list(prompts)))
         self.texts = _unit(texts)  # (P, D)
 
     def probabilities(self, images: Sequence[Image.Image], sharpness: float) -> Scores:
@@ -52,7 +53,7 @@ class Encoder:
         scaled = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (self.architecture.mean, self.architecture.std))
         with torch.inference_mode():
-            embeddings = _unit(self.towers.image((scaled - mean) / std))
+            embeddings = _unit(self.image((scaled - mean) / std))
         logits = 100.0 * embeddings @ self.texts.T
         exponentials = np.exp(logits - logits.max(1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(1, keepdims=True))

@@ -1,12 +1,13 @@
 """Small random checkpoints in the layouts that the loaders read."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import open_clip
 import torch
-from safetensors.torch import save_file
-from torch import nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from clipchoir_export.eva_clip import (
     EvaClipConfig,
@@ -48,6 +49,13 @@ def write_eva_clip(folder: Path, seed: int = 0, post_norm: bool = True, image_si
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(_hugging_face_config(config)))
     return folder
+
+
+def change(path: Path, name: str, how: Callable[[Tensor], Tensor]) -> None:
+    """Change one tensor of a safetensors file."""
+    tensors = load_file(path)
+    tensors[name] = how(tensors[name])
+    save_file(tensors, path)
 
 
 def _hugging_face_config(config: EvaClipConfig) -> dict[str, object]:

@@ -16,7 +16,6 @@ import reference
 from clipchoir_export import encoders
 from clipchoir_export.checkpoint_files import open_checkpoint
 from clipchoir_export.errors import CheckpointError
-from clipchoir_export.eva_clip import EvaClipConfig, from_hugging_face
 from clipchoir_export.spec import EncoderSpec
 
 Tensors = dict[str, Tensor]
@@ -87,9 +86,9 @@ def test_an_open_clip_checkpoint_loads_from_every_layout(
     tensors = load_file(weights)
     weights.unlink()
     layout(folder, tensors)
-    towers = encoders.load(spec("open_clip", folder), tmp_path / "spec.toml")
+    encoder = encoders.open_encoder(spec("open_clip", folder), tmp_path / "spec.toml")
     with torch.inference_mode():
-        torch.testing.assert_close(towers.image(IMAGES), original.encode_image(IMAGES), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(encoder.image.load()(IMAGES), original.encode_image(IMAGES), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("post_norm", [True, False])
@@ -101,29 +100,29 @@ def test_an_eva_clip_checkpoint_loads_from_every_layout(
     expected = reference.HuggingFaceEvaClip.load(folder)
     (folder / "model.safetensors").unlink()
     layout(folder, expected.tensors)
-    towers = encoders.load(spec("eva_clip", folder), tmp_path / "spec.toml")
+    encoder = encoders.open_encoder(spec("eva_clip", folder), tmp_path / "spec.toml")
     tokens = open_clip.SimpleTokenizer()(["a photo of a cat"])
     with torch.inference_mode():
-        torch.testing.assert_close(towers.image(IMAGES), expected.encode_image(IMAGES), atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(towers.text(tokens), expected.encode_text(tokens), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.image.load()(IMAGES), expected.encode_image(IMAGES), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.text.load()(tokens), expected.encode_text(tokens), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("fused", [True, False])
 def test_an_eva_clip_checkpoint_loads_from_the_older_single_file(tmp_path: Path, fused: bool) -> None:
     folder = checkpoints.write_eva_clip(tmp_path / "checkpoint")
     expected = reference.HuggingFaceEvaClip.load(folder)
-    image, text = from_hugging_face(expected.tensors, EvaClipConfig.from_json(folder / "config.json"))
-    older = {f"visual.{name}": tensor for name, tensor in image.items()}
+    towers = encoders.open_encoder(spec("eva_clip", folder), tmp_path / "spec.toml")
+    older = {f"visual.{name}": tensor for name, tensor in towers.image.load().state_dict().items()}
     if not fused:
         for name in [name for name in older if ".qkv." in name]:
             parts = zip("qkv", older.pop(name).chunk(3), strict=True)
             older |= {name.replace(".qkv.", f".{part}_proj."): tensor.clone() for part, tensor in parts}
-    older |= {f"text.{name}": tensor.clone() for name, tensor in text.items()}
+    older |= {f"text.{name}": tensor.clone() for name, tensor in towers.text.load().state_dict().items()}
     (folder / "model.safetensors").unlink()
     torch.save({"module": older | {"logit_scale": torch.tensor(4.6)}}, folder / "EVA_CLIP.pt")
-    towers = encoders.load(spec("eva_clip", folder), tmp_path / "spec.toml")
+    encoder = encoders.open_encoder(spec("eva_clip", folder), tmp_path / "spec.toml")
     with torch.inference_mode():
-        torch.testing.assert_close(towers.image(IMAGES), expected.encode_image(IMAGES), atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(encoder.image.load()(IMAGES), expected.encode_image(IMAGES), atol=1e-5, rtol=1e-5)
 
 
 def test_half_precision_tensors_keep_their_type_and_values(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def with_corrupt_weights(copy: Path) -> None:
 
 def with_foreign_label_sets(copy: Path) -> None:
     config = copy / "ensembling" / "config.pbtxt"
-    text = re.sub(r'("evaclip_fingerprint" value \{ string_value: )"[0-9a-f]+"', r'\1"0123"', config.read_text())
+    text = re.sub(r'("evaclip_fingerprint" value \{ string_value: )"1=[0-9a-f]+"', r'\1"1=0123"', config.read_text())
     config.write_text(text)
 
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-from clipchoir_export.image_graph import Sharpen
+from clipchoir_export.served_modules import Sharpen
 from conftest import SAMPLES
 
 FACTORS = {"metaclip": 2.3, "evaclip": 2.0}

@@ -44,7 +44,11 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
     [
         ('source = "open_clip"', 'source = "clip"', ["encoders.0.source", "'open_clip' or 'eva_clip'", "'clip'"]),
         ('source = "open_clip"\n', "", ["encoders.0.source: is missing"]),
-        ("checkpoint =", "chekpoint =", ["encoders.0.chekpoint: unknown key", "checkpoint, sharpness, weight"]),
+        (
+            "checkpoint =",
+            "chekpoint =",
+            ["encoders.0.chekpoint: unknown key", "checkpoint, licence, imagenet_top1, sharpness, weight"],
+        ),
         ('name = "mine"', 'name = "mine"\nfoo = 1', ["foo: unknown key", "label_sets, logit_scale"]),
         ('name = "first"', 'name = "zero_shot"', ['cannot be named "zero_shot"']),
         ('name = "first"', 'name = "status"', ['cannot be named "status"']),
@@ -92,7 +96,7 @@ def test_the_command_prints_the_error_without_a_traceback(tmp_path: Path) -> Non
     for spec, message in (
         ("mine.toml", "encoders.0.source"),
         ("absent.toml", "No such file"),
-        ("nothing", "demo, scenes"),
+        ("nothing", "demo, large, scenes, scenes-8b"),
     ):
         result = run("clipchoir-export", "build", spec, cwd=tmp_path)
         assert result.returncode == 1

@@ -1,14 +1,13 @@
 """Tensors in checkpoint files, read one at a time: safetensors and pickles, whole or in shards.
 
-Safetensors are read by position, not through a memory map, so that what has been read does not stay in memory.
-Pickles are opened with `weights_only=True`: they may hold tensors and plain values, never code.
+Both are read by position, not through a memory map, so that what has been read does not stay in memory. Pickles are
+opened with `weights_only=True`: they may hold tensors and plain values, never code.
 """
 
 import json
 import os
 import pickle
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from clipchoir_export.errors import CheckpointError
+from clipchoir_export.stored_tensors import FileSlice, StoredTensor
 
 _DTYPES = {
     "F64": torch.float64,
@@ -31,11 +31,13 @@ _DTYPES = {
 }  # names of the safetensors format
 _HEADER_LIMIT = 100_000_000  # bytes, the format's own
 # What a folder may hold, in order of preference: safetensors before pickles, hub names before others.
-_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-_PATTERNS = (
+INDEX_SUFFIX = ".index.json"
+WEIGHT_FILES = (
+    "model.safetensors.index.json",
     "open_clip_model.safetensors",
     "model.safetensors",
     "*.safetensors",
+    "pytorch_model.bin.index.json",
     "open_clip_pytorch_model.bin",
     "pytorch_model.bin",
     "*.bin",
@@ -46,15 +48,6 @@ _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PARALLEL = "module."  # put before every name by torch's DataParallel
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file; `read` brings it into memory."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], Tensor]
-
-
 def checkpoint_files(path: Path) -> list[Path]:
     """The weight files of a checkpoint: the file itself, or those of a folder, shards in order of their names.
 
@@ -63,21 +56,18 @@ def checkpoint_files(path: Path) -> list[Path]:
     """
     if path.is_file():
         return [path]
-    for name in _INDEXES:
-        if (path / name).is_file():
-            return _shards(path / name)
-    for pattern in _PATTERNS:
+    for pattern in WEIGHT_FILES:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             names = ", ".join(file.name for file in found)
             raise CheckpointError(f"{path} holds several weight files and no index: {names}; name the one to use")
         if found:
-            return found
+            return _shards(found[0]) if pattern.endswith(INDEX_SUFFIX) else found
     raise CheckpointError(f"{path} holds no weights: no .safetensors, .bin, .pt or .pth file")
 
 
 def open_checkpoint(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint file or folder, by name; no weight is read yet from safetensors.
+    """The tensors of a checkpoint file or folder, by name; no weight is read yet.
 
     Raises:
         CheckpointError: a file is missing, unreadable, truncated or holds more than tensors and plain values.
@@ -93,16 +83,12 @@ def open_checkpoint(path: Path) -> dict[str, StoredTensor]:
     return tensors
 
 
-def read_float32(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint, in memory and in float32.
+def shard_names(index: Path) -> list[str]:
+    """Names of the files that an index of shards lists.
 
     Raises:
-        CheckpointError: as `open_checkpoint`.
+        CheckpointError: this is no such index, or it names files in other folders.
     """
-    return {name: stored.read().float() for name, stored in open_checkpoint(path).items()}
-
-
-def _shards(index: Path) -> list[Path]:
     try:
         names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
@@ -110,6 +96,12 @@ def _shards(index: Path) -> list[Path]:
     for name in names:
         if Path(name).name != name:
             raise CheckpointError(f'{index}: shard "{name}" is not a file beside the index')
+    return names
+
+
+def _shards(index: Path) -> list[Path]:
+    names = shard_names(index)
+    for name in names:
         if not (index.parent / name).is_file():
             raise CheckpointError(f"{index.parent / name} is missing; {index.name} names {len(names)} shards")
     return [index.parent / name for name in names]
@@ -140,14 +132,18 @@ def _stored_tensor(path: Path, name: str, entry: Mapping[str, Any], start: int, 
     if end - begin != torch.Size(shape).numel() * dtype.itemsize:
         raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes, which do not fit its shape {shape}")
 
+    return _in_file(FileSlice(path, begin, end - begin), shape, dtype)
+
+
+def _in_file(where: FileSlice, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
     def read() -> Tensor:
-        buffer = bytearray(end - begin)
-        if not buffer:
+        if not where.length:
             return torch.empty(shape, dtype=dtype)
-        _read_at(path, begin, buffer)
+        buffer = bytearray(where.length)
+        _read_at(where.path, where.offset, buffer)
         return torch.frombuffer(buffer, dtype=dtype).reshape(shape)
 
-    return StoredTensor(shape, dtype, read)
+    return StoredTensor(shape, dtype, read, where)
 
 
 def _read_at(path: Path, offset: int, buffer: bytearray) -> None:
@@ -175,19 +171,29 @@ def _open_pickle(path: Path) -> dict[str, StoredTensor]:
     for name, tensor in content.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{path}: {name} is {type(tensor).__name__}, not a tensor")
-    return {
-        name: StoredTensor(tuple(tensor.shape), tensor.dtype, tensor.detach().clone) for name, tensor in content.items()
-    }
+    return {name: _pickled_tensor(path, tensor) for name, tensor in content.items()}
+
+
+def _pickled_tensor(path: Path, tensor: Tensor) -> StoredTensor:
+    """A tensor of `torch.load`: on the meta device its storage knows where in the file its bytes begin."""
+    shape, dtype = tuple(tensor.shape), tensor.dtype
+    if not tensor.is_meta:
+        return StoredTensor(shape, dtype, tensor.detach().clone)
+    storage = tensor.untyped_storage()
+    begin = int(storage._checkpoint_offset or 0)
+    if tensor.is_contiguous():
+        begin += int(tensor.storage_offset()) * dtype.itemsize
+        return _in_file(FileSlice(path, begin, tensor.numel() * dtype.itemsize), shape, dtype)
+    whole = _in_file(FileSlice(path, begin, storage.nbytes()), (storage.nbytes() // dtype.itemsize,), dtype)
+    strides, offset = tensor.stride(), tensor.storage_offset()
+    return StoredTensor(shape, dtype, lambda: whole.read().as_strided(shape, strides, offset))
 
 
 def _load_pickle(path: Path) -> Any:
     try:
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used" not in str(error):
-                raise
-            return torch.load(path, map_location="cpu", weights_only=True)  # written before torch 1.6
+        with path.open("rb") as file:
+            is_zip = file.read(4) == b"PK\x03\x04"  # torch 1.6 and later
+        return torch.load(path, map_location="meta" if is_zip else "cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: is no checkpoint of tensors and plain values: {str(error).splitlines()[0]}"

@@ -1,13 +1,29 @@
 """Arguments of `clipchoir-export`."""
 
 import contextlib
+import json
+import sys
 from collections.abc import Iterator
+from dataclasses import asdict
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
 
 from clipchoir_export.errors import ExportError
 from clipchoir_export.spec import find_ensemble, load_ensemble
@@ -20,7 +36,17 @@ app = typer.Typer(
 )
 console = Console(stderr=True)
 
-Ensemble = Annotated[str, typer.Argument(help="Ensemble spec: a .toml file, or `demo` or `scenes`.")]
+Ensemble = Annotated[
+    str, typer.Argument(help="Ensemble spec: a .toml file, or a name that `clipchoir-export list` shows.")
+]
+
+
+class Verify(str, Enum):
+    """How thoroughly to compare what was written with the checkpoint."""
+
+    FULL = "full"
+    SAMPLE = "sample"
+    OFF = "off"
 
 
 @app.command()
@@ -30,18 +56,61 @@ def build(
         Path | None,
         typer.Option(help="Folder to write; default build/<name of the ensemble>.", show_default=False),
     ] = None,
+    verify: Annotated[
+        Verify,
+        typer.Option(
+            help="Compare each encoder with its checkpoint: on 32 images in batches of 1, 2, 5 and 32; on a sample of "
+            "4 where the encoder is large; or not at all."
+        ),
+    ] = Verify.SAMPLE,
+    link_weights: Annotated[
+        bool,
+        typer.Option("--link-weights", help="Leave weights in the checkpoint's files, by hard links, where they fit."),
+    ] = False,
+    text_encoders: Annotated[
+        bool, typer.Option("--text-encoders", help="Make the text towers Triton models as well.")
+    ] = False,
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Download nothing; use what was downloaded before.")
+    ] = False,
 ) -> None:
-    """Build the model repository of an ensemble: export and verify its encoders, embed its label sets."""
+    """Build the model repository of an ensemble: export and verify its encoders, embed its label sets.
+
+    An interrupted build goes on where it was when it is started again. Where the repository exists, what changed gets
+    a new version folder.
+    """
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
-        from clipchoir_export.repository import build_repository  # takes seconds: not before the spec is right
+        # Takes seconds to import: not before the spec is right.
+        from clipchoir_export.encoder_build import BuildOptions
+        from clipchoir_export.repository import build_repository
 
         target = repository or Path("build") / spec.name
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        with Progress(*columns, console=console) as progress:
-            build_repository(spec, path, target, progress)
-    console.print(f"built {target}; serve it with: clipchoir-server {target}", soft_wrap=True)
+        options = BuildOptions(verify.value, link_weights, text_encoders, offline)
+        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn())
+        try:
+            with Progress(*columns, console=console) as progress:
+                new = build_repository(spec, path, target, progress, options)
+        except KeyboardInterrupt:
+            console.print(
+                "interrupted; what was finished is kept, and the same command goes on from there", style="red"
+            )
+            raise typer.Exit(130) from None
+    done = f"built {target} ({', '.join(new)})" if new else f"{target} is up to date"
+    console.print(f"{done}; serve it with: clipchoir-server {target}", soft_wrap=True, highlight=False)
+
+
+class _Amount(ProgressColumn):
+    """How much of a task is done, in its own unit."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields.get("unit", "")
+        if task.total is None:
+            return Text("tracing the graph")
+        if unit == "bytes":
+            return Text(f"{decimal(int(task.completed))} of {decimal(int(task.total))}")
+        return Text(f"{task.completed:.0f} of {task.total:.0f} {unit}")
 
 
 @app.command()
@@ -57,6 +126,55 @@ def source(
         from clipchoir_export.repository import write_source
 
         write_source(spec, describe_all(spec, path), repository)
+
+
+@app.command(name="list")
+def list_presets(
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+) -> None:
+    """List the ensembles that come with clipchoir: their encoders, what these cost, and the weights' licences."""
+    with _reporting():
+        from clipchoir_export import presets
+
+        rows = presets.presets()
+        if markdown:
+            print(presets.markdown(rows))
+            return
+        table = Table(*presets.HEADINGS, box=box.SIMPLE)
+        for row in rows:
+            table.add_row(*row.row(), end_section=row is rows[-1])
+        _output().print(table)
+
+
+@app.command()
+def inspect(
+    repository: Annotated[Path, typer.Argument(help="A model repository that clipchoir built.")],
+    as_json: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Show what is in a repository, and whether it is complete and belongs together; exit code 1 if not."""
+    with _reporting():
+        from clipchoir_export import inspection
+
+        found = inspection.inspect(repository)
+        if as_json:
+            print(json.dumps(asdict(found), indent=2))
+        else:
+            table = Table(*inspection.HEADINGS, box=box.SIMPLE)
+            for model in found.models:
+                table.add_row(*model.row())
+            _output().print(table)
+            for name, classes in found.label_sets.items():
+                listed = ", ".join(classes[:8]) + (", ..." if len(classes) > 8 else "")
+                _output().print(f"label set {name}: {len(classes)} classes: {listed}", markup=False, soft_wrap=True)
+        for problem in found.problems:
+            console.print(f"problem: {problem}", style="red", markup=False, highlight=False, soft_wrap=True)
+        if found.problems:
+            raise typer.Exit(1)
+
+
+def _output() -> Console:
+    """Standard output; as wide as the table where it is not a terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 160)
 
 
 @contextlib.contextmanager

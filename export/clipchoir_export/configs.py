@@ -1,11 +1,12 @@
 """The repository's `config.pbtxt` files, rendered from a spec and the encoders' architectures."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from clipchoir_export.ensembling_step import CONTEXT_LENGTH
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_export.towers import Architecture
 
@@ -14,16 +15,26 @@ UNBUILT = "unbuilt"
 
 @dataclass(frozen=True)
 class Identity:
-    """Which build of the ensemble a repository is."""
+    """Which build of the ensemble a repository is.
 
-    fingerprints: Mapping[str, str]  # by encoder name
+    Attributes:
+        fingerprints: of the encoders that each version of `ensembling` belongs to: by version, by encoder name.
+        version: of the repository as a whole.
+    """
+
+    fingerprints: Mapping[str, Mapping[str, str]]
     version: str
+
+    def fingerprints_of(self, encoder: str) -> str:
+        """As the config has it: `1=aaa,2=bbb`."""
+        return ",".join(f"{version}={each[encoder]}" for version, each in self.fingerprints.items() if encoder in each)
 
 
 def render_configs(
     spec: EnsembleSpec,
     architectures: Mapping[str, Architecture],
     identity: Identity | None = None,
+    text_encoders: Collection[str] = (),
 ) -> dict[Path, str]:
     """Every config of the repository, by its path in it.
 
@@ -31,8 +42,9 @@ def render_configs(
         spec: what to serve.
         architectures: by encoder name, in the spec's order.
         identity: of the build; None for a repository without weights.
+        text_encoders: names of the encoders whose text towers are models of the repository, too.
     """
-    identity = identity or Identity(dict.fromkeys(architectures, UNBUILT), UNBUILT)
+    identity = identity or Identity({"1": dict.fromkeys(architectures, UNBUILT)}, UNBUILT)
     context = {
         "spec": spec,
         "serving": spec.serving,
@@ -40,6 +52,7 @@ def render_configs(
         "pixels": _pixel_tensors(architectures),
         "identity": identity,
         "outputs": public_outputs(architectures),
+        "context_length": CONTEXT_LENGTH,
     }
     environment = Environment(
         loader=PackageLoader("clipchoir_export"),
@@ -56,7 +69,17 @@ def render_configs(
         configs[Path(encoder.name) / "config.pbtxt"] = environment.get_template("encoder.pbtxt.j2").render(
             context, encoder=encoder, architecture=architectures[encoder.name]
         )
+    for name in text_encoders:
+        model = text_model(name)
+        configs[Path(model) / "config.pbtxt"] = environment.get_template("text_encoder.pbtxt.j2").render(
+            context, model=model, architecture=architectures[name]
+        )
     return configs
+
+
+def text_model(encoder: str) -> str:
+    """Name of the Triton model of an encoder's text tower."""
+    return f"{encoder}_text"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from clipchoir_export.resources import resource
 
 sys.path.append(str(resource("model_repository") / "ensembling" / "1"))
 
-from clipchoir_label_sets import EmbeddedLabelSet
-from clipchoir_prompts import LabelSet, LabelSetError, PromptTokenizer
+from clipchoir_label_sets import EmbeddedLabelSet, LabelSetFileError
+from clipchoir_prompts import CONTEXT_LENGTH, LabelSet, LabelSetError, PromptTokenizer
 
-__all__ = ["EmbeddedLabelSet", "LabelSet", "LabelSetError", "PromptTokenizer"]
+__all__ = ["CONTEXT_LENGTH", "EmbeddedLabelSet", "LabelSet", "LabelSetError", "LabelSetFileError", "PromptTokenizer"]

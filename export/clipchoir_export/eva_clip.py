@@ -19,9 +19,10 @@ from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from clipchoir_export.checkpoint_files import read_float32
 from clipchoir_export.errors import CheckpointError
-from clipchoir_export.state_dicts import StateDict, check_keys, load_strictly
+from clipchoir_export.state_dicts import StateDict, check_shapes
+from clipchoir_export.stored_tensors import StoredTensor, concatenated
+from clipchoir_export.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,13 @@ KNOWN_CONFIGS = {
 """The published checkpoints (Sun et al., "EVA-CLIP-18B", arXiv 2402.04252)."""
 
 
-def build_image_tower(config: EvaClipConfig) -> Eva:
-    """An uninitialised image tower: float32 (N, 3, S, S) normalised pixels -> (N, embedding_dim)."""
+def build_image_tower(config: EvaClipConfig, fused_qkv: bool = True) -> Eva:
+    """An uninitialised image tower: float32 (N, 3, S, S) normalised pixels -> (N, embedding_dim).
+
+    Args:
+        config: which one.
+        fused_qkv: one projection for queries, keys and values instead of three.
+    """
     tower = Eva(
         img_size=config.image_size,
         patch_size=config.patch_size,
@@ -123,6 +129,7 @@ def build_image_tower(config: EvaClipConfig) -> Eva:
         depth=config.image.layers,
         num_heads=config.image.heads,
         qkv_bias=False,
+        qkv_fused=fused_qkv,
         mlp_ratio=config.image.mlp_width / config.image.width,
         use_post_norm=config.post_norm,
         use_abs_pos_emb=True,
@@ -155,12 +162,11 @@ class KeyRule:
     leading_axes: int = 0  # axes of length 1 that the tower has in front
     transposed: bool = False
 
-    def read(self, tensors: Mapping[str, Tensor]) -> Tensor:
-        parts = [tensors[name] for name in self.theirs]
-        tensor = parts[0] if len(parts) == 1 else torch.cat(parts)
+    def read(self, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
+        tensor = concatenated([tensors[name] for name in self.theirs])
         if self.transposed:
-            tensor = tensor.t()
-        return tensor.reshape((1,) * self.leading_axes + tuple(tensor.shape))
+            tensor = tensor.transposed()
+        return tensor.reshaped((1,) * self.leading_axes + tensor.shape) if self.leading_axes else tensor
 
     def write(self, tensor: Tensor) -> StateDict:
         tensor = tensor.reshape(tensor.shape[self.leading_axes :])
@@ -169,7 +175,7 @@ class KeyRule:
         return dict(zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True))
 
 
-def image_key_rules(config: EvaClipConfig) -> list[KeyRule]:
+def image_key_rules(config: EvaClipConfig, fused_qkv: bool = True) -> list[KeyRule]:
     """Rules for every tensor of the image tower, in the Hugging Face layout."""
     embeddings = "vision_model.embeddings."
     rules = [
@@ -182,7 +188,10 @@ def image_key_rules(config: EvaClipConfig) -> list[KeyRule]:
     ]
     for index in range(config.image.layers):
         ours, theirs = f"blocks.{index}.", f"vision_model.encoder.layers.{index}."
-        rules.append(_qkv_rule(ours + "attn.qkv.weight", theirs, "weight"))
+        if fused_qkv:
+            rules.append(_qkv_rule(ours + "attn.qkv.weight", theirs, "weight"))
+        else:
+            rules += [KeyRule(f"{ours}attn.{x}_proj.weight", (f"{theirs}self_attn.{x}_proj.weight",)) for x in "qkv"]
         rules += [
             KeyRule(ours + our_name, (theirs + their_name,))
             for our_name, their_name in (
@@ -233,32 +242,47 @@ def _qkv_rule(ours: str, layer: str, kind: str) -> KeyRule:
 _NOT_IN_A_TOWER = re.compile(r"logit_scale|.*\.position_ids")
 
 
-def from_hugging_face(tensors: Mapping[str, Tensor], config: EvaClipConfig) -> tuple[StateDict, StateDict]:
-    """Rename and regroup a Hugging Face state dict for `build_image_tower` and `build_text_tower`.
+def open_towers(
+    tensors: Mapping[str, StoredTensor], config: EvaClipConfig, fused_qkv: bool = True
+) -> tuple[Tower, Tower]:
+    """Both towers of a checkpoint in either layout; no weight is read.
+
+    Args:
+        tensors: of the whole checkpoint.
+        config: what it should hold.
+        fused_qkv: whether the image tower joins the three projections of its attention. The older layout may have
+            them joined already; there it is so in any case.
 
     Returns:
-        The state dicts of the image tower and of the text tower.
+        The image tower and the text tower.
 
     Raises:
-        CheckpointError: keys are missing or unexpected; the message lists them.
+        CheckpointError: keys are missing or unexpected, or shapes differ; the message names them.
     """
-    return _apply(image_key_rules(config), text_key_rules(config), tensors)
-
-
-def _apply(
-    image_rules: list[KeyRule], text_rules: list[KeyRule], tensors: Mapping[str, Tensor]
-) -> tuple[StateDict, StateDict]:
-    wanted = {name for rule in image_rules + text_rules for name in rule.theirs}
-    present = {name for name in tensors if not _NOT_IN_A_TOWER.fullmatch(name)}
-    check_keys(missing=wanted - present, unexpected=present - wanted)
+    is_single_file = any(name.startswith("visual.") for name in tensors)
+    if is_single_file:
+        fused_qkv = fused_qkv or "visual.blocks.0.attn.qkv.weight" in tensors
+    image_rules, text_rules = image_key_rules(config, fused_qkv), text_key_rules(config)
+    if is_single_file:
+        image_rules = [_single_file_rule("visual.", rule, tensors) for rule in image_rules]
+        text_rules = [_single_file_rule("text.", rule, tensors) for rule in text_rules]
+    present = {name: tensor for name, tensor in tensors.items() if not _NOT_IN_A_TOWER.fullmatch(name)}
+    builders = partial(build_image_tower, config, fused_qkv), partial(build_text_tower, config)
+    wanted: StateDict = {}
+    for build, rules in zip(builders, (image_rules, text_rules), strict=True):
+        with torch.device("meta"):
+            state = build().state_dict()
+        for rule in rules:
+            wanted |= rule.write(state[rule.ours])
+    check_shapes(wanted, present)
     return (
-        {rule.ours: rule.read(tensors) for rule in image_rules},
-        {rule.ours: rule.read(tensors) for rule in text_rules},
+        Tower(builders[0], {rule.ours: rule.read(tensors) for rule in image_rules}),
+        Tower(builders[1], {rule.ours: rule.read(tensors) for rule in text_rules}),
     )
 
 
 def to_hugging_face(image: StateDict, text: StateDict, logit_scale: Tensor, config: EvaClipConfig) -> StateDict:
-    """The inverse of `from_hugging_face`; `logit_scale` is the logarithm, as CLIP checkpoints store it."""
+    """State dicts of both towers in the Hugging Face layout; `logit_scale` is a logarithm, as checkpoints store it."""
     tensors = {"logit_scale": logit_scale.reshape(())}
     for rules, tower in ((image_key_rules(config), image), (text_key_rules(config), text)):
         for rule in rules:
@@ -266,36 +290,7 @@ def to_hugging_face(image: StateDict, text: StateDict, logit_scale: Tensor, conf
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def from_single_file(tensors: Mapping[str, Tensor], config: EvaClipConfig) -> tuple[StateDict, StateDict]:
-    """Like `from_hugging_face`, for the older layout of one file: `visual.*` and `text.*` under the towers' own names.
-
-    Raises:
-        CheckpointError: keys are missing or unexpected; the message lists them.
-    """
-    image_rules = [_single_file_rule("visual.", rule, tensors) for rule in image_key_rules(config)]
-    text_rules = [_single_file_rule("text.", rule, tensors) for rule in text_key_rules(config)]
-    return _apply(image_rules, text_rules, tensors)
-
-
-def _single_file_rule(prefix: str, rule: KeyRule, tensors: Mapping[str, Tensor]) -> KeyRule:
+def _single_file_rule(prefix: str, rule: KeyRule, tensors: Mapping[str, StoredTensor]) -> KeyRule:
     whole = prefix + rule.ours
     parts = tuple(whole.replace(".qkv.", f".{part}_proj.") for part in "qkv")
     return KeyRule(rule.ours, parts if ".qkv." in whole and parts[0] in tensors else (whole,))
-
-
-def load_eva_clip(path: Path, config: EvaClipConfig) -> tuple[Eva, TextTransformer]:
-    """Load both towers in float32 from a checkpoint file or folder, in either layout.
-
-    Raises:
-        CheckpointError: a file is missing or unreadable, or its keys or shapes are not this config's.
-    """
-    tensors = read_float32(path)
-    is_single_file = any(name.startswith("visual.") for name in tensors)
-    try:
-        states = from_single_file(tensors, config) if is_single_file else from_hugging_face(tensors, config)
-        image, text = build_image_tower(config), build_text_tower(config)
-        load_strictly(image, states[0])
-        load_strictly(text, states[1])
-    except CheckpointError as error:
-        raise CheckpointError(f"{path}: {error}") from error
-    return image, text

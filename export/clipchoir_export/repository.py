@@ -1,54 +1,85 @@
-"""Spec -> a complete Triton model repository."""
+"""Spec -> a complete Triton model repository, or a new version of its models."""
 
-import hashlib
-import importlib
-import json
 import shutil
-import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from rich.progress import Progress, TaskID
-from torch import nn
+from rich.progress import Progress
 
 from clipchoir_export import encoders
 from clipchoir_export.configs import Identity, render_configs
+from clipchoir_export.encoder_build import (
+    ENSEMBLING,
+    BuildOptions,
+    BuiltEncoder,
+    EncoderBuild,
+    build_tools,
+    digest,
+    label_set_file,
+)
 from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSet, PromptTokenizer
-from clipchoir_export.errors import RepositoryError, SpecError
-from clipchoir_export.onnx_files import OPSET, Verification, verify_image_encoder, write_image_encoder
+from clipchoir_export.errors import RepositoryError
+from clipchoir_export.publishing import (
+    holds_sources,
+    newest,
+    next_version,
+    publish,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from clipchoir_export.resources import resource
-from clipchoir_export.spec import EncoderSpec, EnsembleSpec, load_label_set
-from clipchoir_export.text import embed_prompts, write_tokenizer
+from clipchoir_export.spec import EnsembleSpec, load_label_set
+from clipchoir_export.staging import Staging
+from clipchoir_export.text import write_tokenizer
 from clipchoir_export.towers import Architecture
 
-VERSION = "1"  # folder of a model's first version
-_TOOLS = ("torch", "timm", "open_clip", "onnx", "onnxscript", "onnxruntime")
+ZERO_SHOT, PREPROCESS = "zero_shot", "preprocess"
+_TREE = "publish"
 
 
-def build_repository(spec: EnsembleSpec, spec_path: Path, target: Path, progress: Progress) -> None:
-    """Build everything beside `target`, then put it in place: a failed build changes nothing.
+def build_repository(
+    spec: EnsembleSpec, spec_path: Path, target: Path, progress: Progress, options: BuildOptions | None = None
+) -> list[str]:
+    """Build beside `target`, then put what is new in place: a failed build changes nothing.
+
+    Where the target is a repository already, every model that changed gets a new version folder.
+
+    Returns:
+        The new versions, as `metaclip/2`.
 
     Raises:
         ExportError: of the kind that fits; see `clipchoir_export.errors`.
     """
+    options = options or BuildOptions()
     target = target.resolve()
     _check_target(target)
     label_sets = [load_label_set(name, spec_path) for name in spec.label_sets]
-    architectures = encoders.describe_all(spec, spec_path)
-    _check_precisions(spec, spec_path)
+    opened = {
+        each.name: encoders.open_encoder(each, spec_path, options.offline, fused_qkv=not options.link_weights)
+        for each in spec.encoders
+    }
+    architectures = {name: encoder.architecture for name, encoder in opened.items()}
+    _check_compatible(target, architectures)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as scratch:
-            folder = Path(scratch) / target.name
-            identity = _identity(spec, spec_path, label_sets)
-            write_source(spec, architectures, folder, identity)
-            _write_weights(spec, spec_path, architectures, identity.fingerprints, label_sets, folder, progress)
-            _put_in_place(folder, target, Path(scratch) / "replaced")
+        with Staging.beside(target) as staging:
+            tokenizer_file = staging.folder / "tokenizer.json"
+            write_tokenizer(tokenizer_file)
+            tokenizer = PromptTokenizer(tokenizer_file)
+            built = {
+                each.name: EncoderBuild(each, opened[each.name], target, staging, options, progress).run(
+                    label_sets, tokenizer
+                )
+                for each in spec.encoders
+            }
+            tree = staging.folder / _TREE
+            shutil.rmtree(tree, ignore_errors=True)
+            tree.mkdir()
+            _assemble(spec, architectures, label_sets, built, tokenizer_file, staging, tree, target)
+            new = [f"{model.name}/{number}" for model in sorted(tree.iterdir()) for number in versions(model)]
+            publish(tree, target, last=(ENSEMBLING, ZERO_SHOT))
+            return new
     except OSError as error:
         raise RepositoryError(f"{error.filename or target}: cannot be written: {error.strerror or error}") from error
 
@@ -57,18 +88,17 @@ def write_source(
     spec: EnsembleSpec,
     architectures: Mapping[str, Architecture],
     folder: Path,
-    identity: Identity | None = None,
 ) -> None:
     """Write the part of a repository that is source: every config, and the Python of its Python steps.
 
     Raises:
         OSError: a file cannot be written.
     """
-    for path, content in render_configs(spec, architectures, identity).items():
-        version = folder / path.parent / VERSION
+    for path, content in render_configs(spec, architectures).items():
+        version = folder / path.parent / "1"
         version.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content, encoding="utf-8")
-        sources = list((resource("model_repository") / path.parent / VERSION).glob("*.py"))
+        sources = _python_sources(path.parent.name)
         for source in sources:
             copy = version / source.name
             if not (copy.exists() and copy.samefile(source)):
@@ -77,96 +107,87 @@ def write_source(
             (version / ".gitkeep").touch()
 
 
-def _write_weights(
+def _python_sources(model: str) -> list[Path]:
+    return sorted((resource("model_repository") / model / "1").glob("*.py"))
+
+
+def _assemble(
     spec: EnsembleSpec,
-    spec_path: Path,
     architectures: Mapping[str, Architecture],
-    fingerprints: Mapping[str, str],
-    label_sets: list[LabelSet],
-    folder: Path,
-    progress: Progress,
+    label_sets: Sequence[LabelSet],
+    built: Mapping[str, BuiltEncoder],
+    tokenizer_file: Path,
+    staging: Staging,
+    tree: Path,
+    target: Path,
 ) -> None:
-    ensembling = folder / "ensembling" / VERSION
-    write_tokenizer(ensembling / "tokenizer.json")
-    tokenizer = PromptTokenizer(ensembling / "tokenizer.json")
-    embeddings: dict[str, dict[str, NDArray[np.float32]]] = {label_set.name: {} for label_set in label_sets}
-    for encoder in spec.encoders:
-        name = encoder.name
-        steps = progress.add_task(f"{name}: load, export, verify", total=3)
-        towers = encoders.load(encoder, spec_path)
-        progress.advance(steps)
-        version = folder / name / VERSION
-        _write_encoder(encoder, towers.image, architectures[name], fingerprints[name], version, step=steps, on=progress)
-        task = progress.add_task(f"{name}: embed prompts", total=sum(len(each.prompts()) for each in label_sets))
-        for label_set in label_sets:
-            advance = partial(progress.advance, task)
-            embeddings[label_set.name][name] = embed_prompts(label_set, towers.text, tokenizer, advance)
-    (ensembling / "label_sets").mkdir()
+    """Lay out new version folders and every config, as they shall stand in the target."""
+    fingerprints = {name: encoder.fingerprint for name, encoder in built.items()}
+    label_content = [[each.name, each.classes, each.prompts(), each.prompt_counts()] for each in label_sets]
+    content = [spec.model_dump(mode="json"), fingerprints, label_content, build_tools()]
+    version, is_new = _ensembling_version(target, digest(content))
+    known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
+    identity = Identity(
+        {number: each for number, each in (known | {version: fingerprints}).items() if each}, digest(content)[:12]
+    )
+    with_text = [name for name, encoder in built.items() if len(encoder.models) > 1]
+    for path, text in render_configs(spec, architectures, identity, with_text).items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text, encoding="utf-8")
+    for encoder in built.values():
+        for model in encoder.models:
+            if model.staged:
+                write_manifest(staging.folder / model.staged, dict(model.manifest))
+                staging.hand_over(model.staged, tree / model.model / model.version)
+    if is_new:
+        folder = tree / ENSEMBLING / version
+        _copy_sources(ENSEMBLING, folder)
+        shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+        _write_label_sets(label_sets, built, folder)
+        models = {name: encoder.models[0] for name, encoder in built.items()}
+        encoder_list = {
+            name: {"version": model.version, "fingerprint": fingerprints[name]} for name, model in models.items()
+        }
+        manifest = {"kind": ENSEMBLING, "encoders": encoder_list, "label_sets": list(spec.label_sets)}
+        write_manifest(folder, {**manifest, "repository_version": identity.version, "key": digest(content)})
+    current = newest(target / PREPROCESS)
+    if current is None or not holds_sources(current, _python_sources(PREPROCESS)):
+        _copy_sources(PREPROCESS, tree / PREPROCESS / next_version(target / PREPROCESS))
+    if newest(target / ZERO_SHOT) is None:
+        (tree / ZERO_SHOT / "1").mkdir()
+
+
+def _ensembling_version(target: Path, key: str) -> tuple[str, bool]:
+    """Name of the version with this content, and whether it has to be made."""
+    current = newest(target / ENSEMBLING)
+    sources = _python_sources(ENSEMBLING)
+    if current is not None and read_manifest(current).get("key") == key and holds_sources(current, sources):
+        return current.name, False
+    return next_version(target / ENSEMBLING), True
+
+
+def _encoders_of(ensembling: Path) -> dict[str, str]:
+    """Fingerprints of the encoders that a version of `ensembling` belongs to."""
+    return {name: each["fingerprint"] for name, each in read_manifest(ensembling).get("encoders", {}).items()}
+
+
+def _copy_sources(model: str, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    for source in _python_sources(model):
+        shutil.copyfile(source, folder / source.name)
+
+
+def _write_label_sets(label_sets: Sequence[LabelSet], built: Mapping[str, BuiltEncoder], folder: Path) -> None:
     for label_set in label_sets:
+        path = label_set_file(folder, label_set.name)
+        path.parent.mkdir(exist_ok=True)
         EmbeddedLabelSet(
             classes=label_set.classes,
             prompts=tuple(label_set.prompts()),
             prompt_counts=np.array(label_set.prompt_counts()),
-            embeddings=embeddings[label_set.name],
-            fingerprints=fingerprints,
-        ).save(ensembling / "label_sets" / f"{label_set.name}.safetensors")
-
-
-def _write_encoder(
-    encoder: EncoderSpec,
-    tower: nn.Module,
-    architecture: Architecture,
-    fingerprint: str,
-    version: Path,
-    step: TaskID,
-    on: Progress,
-) -> None:
-    """Write `model.onnx`, prove it, and write what it is beside it."""
-    model = version / "model.onnx"
-    write_image_encoder(tower, architecture, encoder.sharpness, model)
-    on.advance(step)
-    verification = verify_image_encoder(model, tower, architecture, encoder.sharpness)
-    manifest = _manifest(encoder, architecture, fingerprint, verification)
-    (version / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    on.advance(step)
-
-
-def _identity(spec: EnsembleSpec, spec_path: Path, label_sets: list[LabelSet]) -> Identity:
-    fingerprints = {encoder.name: encoders.fingerprint(encoder, spec_path) for encoder in spec.encoders}
-    label_content = [[label_set.classes, label_set.prompts()] for label_set in label_sets]
-    content = [spec.model_dump(mode="json"), fingerprints, label_content]
-    return Identity(fingerprints, version=hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12])
-
-
-def _manifest(
-    encoder: EncoderSpec, architecture: Architecture, fingerprint: str, verification: Verification
-) -> dict[str, Any]:
-    return {
-        "name": encoder.name,
-        "source": encoder.source,
-        "checkpoint": encoder.checkpoint,
-        "fingerprint": fingerprint,
-        "precision": encoder.precision,
-        "opset": OPSET,
-        "preprocessing": {
-            "image_size": architecture.image_size,
-            "resize": "squash, PIL bicubic",
-            "sharpness": encoder.sharpness,
-            "mean": architecture.mean,
-            "std": architecture.std,
-        },
-        "embedding_dim": architecture.embedding_dim,
-        "verification": asdict(verification),
-        "tools": {tool: importlib.import_module(tool).__version__ for tool in _TOOLS},
-    }
-
-
-def _check_precisions(spec: EnsembleSpec, spec_path: Path) -> None:
-    for index, encoder in enumerate(spec.encoders):
-        if encoder.precision != "fp32":
-            raise SpecError(
-                f"{spec_path}: encoders.{index}.precision: {encoder.precision} cannot be built so far; use fp32"
-            )
+            embeddings={name: encoder.embeddings[label_set.name] for name, encoder in built.items()},
+            fingerprints={name: encoder.fingerprint for name, encoder in built.items()},
+        ).save(path)
 
 
 def _check_target(target: Path) -> None:
@@ -174,19 +195,30 @@ def _check_target(target: Path) -> None:
         return
     if not target.is_dir():
         raise RepositoryError(f"{target} is a file; --repository must name a folder")
-    if any(target.iterdir()) and not (target / "zero_shot" / "config.pbtxt").is_file():
+    if any(target.iterdir()) and not (target / ZERO_SHOT / "config.pbtxt").is_file():
         raise RepositoryError(
             f"{target} holds something else than a clipchoir repository; choose another --repository or empty it"
         )
 
 
-def _put_in_place(folder: Path, target: Path, replaced: Path) -> None:
-    if not target.exists():
-        folder.rename(target)
+def _check_compatible(target: Path, architectures: Mapping[str, Architecture]) -> None:
+    """Versions of a model share one config, so they must be of one shape, and so must the ensemble."""
+    current = newest(target / ENSEMBLING)
+    if current is None:
         return
-    target.rename(replaced)
-    try:
-        folder.rename(target)
-    except BaseException:
-        replaced.rename(target)
-        raise
+    advice = "choose another --repository, or remove this one first"
+    present = list(read_manifest(current).get("encoders", {}))
+    if present != list(architectures):
+        raise RepositoryError(
+            f"{target} is of the encoders {', '.join(present) or '(unknown)'}, "
+            f"this ensemble has {', '.join(architectures)}; {advice}"
+        )
+    for name, architecture in architectures.items():
+        manifest = read_manifest(newest(target / name))
+        found = (manifest.get("preprocessing", {}).get("image_size"), manifest.get("embedding_dim"))
+        wanted = (architecture.image_size, architecture.embedding_dim)
+        if manifest and found != wanted:
+            raise RepositoryError(
+                f"{target / name} takes images of {found[0]} pixels and returns {found[1]} numbers, the new version "
+                f"{wanted[0]} and {wanted[1]}; {advice}"
+            )

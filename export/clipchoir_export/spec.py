@@ -25,6 +25,8 @@ _NAMES_TAKEN = re.compile(
 _BUILTIN = "builtin:"
 
 
+Precision = Literal["fp32", "fp16", "bf16"]
+Dialect = Literal["portable", "current"]
 LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 
 
@@ -38,10 +40,13 @@ class EncoderSpec(_Table):
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
     source: Literal["open_clip", "eva_clip"]
     architecture: str | None = None  # None: the checkpoint folder's own config says it
-    checkpoint: str
+    checkpoint: str  # a file or folder, an open_clip tag, or a hub id
+    licence: str | None = None  # of the weights
+    imagenet_top1: float | None = Field(default=None, ge=0, le=100)  # published zero-shot accuracy, per cent
     sharpness: float = Field(default=1.0, ge=0, le=10)
     weight: float = Field(default=1.0, ge=0)
-    precision: Literal["fp32", "fp16", "bf16"] = "fp32"
+    precision: Precision = "fp32"
+    dialect: Dialect = "portable"  # of ONNX: opset 18, or 23 with fused attention
 
 
 class ServingSpec(_Table):
@@ -85,12 +90,17 @@ def find_ensemble(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix == ".toml":
         return path
-    shipped = {spec.stem: spec for spec in resource("ensembles").glob("*.toml")}
+    shipped = {spec.stem: spec for spec in shipped_ensembles()}
     if name_or_path not in shipped:
         raise SpecError(
             f'"{name_or_path}" is neither a .toml file nor an ensemble that clipchoir has: {", ".join(sorted(shipped))}'
         )
     return shipped[name_or_path]
+
+
+def shipped_ensembles() -> list[Path]:
+    """The specs that come with clipchoir."""
+    return sorted(resource("ensembles").glob("*.toml"))
 
 
 def load_ensemble(path: Path) -> EnsembleSpec:

@@ -1,10 +1,12 @@
-"""Loading tensors into a module so that every key and every shape has to match."""
+"""Every key and every shape of a checkpoint has to match the architecture."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from clipchoir_export.errors import CheckpointError
+from clipchoir_export.stored_tensors import StoredTensor
 
 StateDict = dict[str, Tensor]
 _LISTED = 8
@@ -22,18 +24,19 @@ def check_keys(missing: Collection[str], unexpected: Collection[str]) -> None:
         raise CheckpointError("; ".join(problems))
 
 
-def load_strictly(module: nn.Module, state: StateDict) -> None:
-    """Load `state` into `module` and put the module into eval mode.
+def check_shapes(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTensor]) -> None:
+    """Check that `stored` fits a module's `state_dict`, whose tensors may be on the meta device.
 
     Raises:
-        CheckpointError: a key is missing or unexpected, or a shape differs; the message names them.
+        CheckpointError: a key is missing or unexpected, or a shape or type differs; the message names them.
     """
-    expected = module.state_dict()
-    check_keys(missing=expected.keys() - state.keys(), unexpected=state.keys() - expected.keys())
+    check_keys(missing=expected.keys() - stored.keys(), unexpected=stored.keys() - expected.keys())
     for name, tensor in expected.items():
-        if state[name].shape != tensor.shape:
-            raise CheckpointError(
-                f"{name} has shape {tuple(state[name].shape)}, the architecture has {tuple(tensor.shape)}"
-            )
-    module.load_state_dict(state)
-    module.eval()
+        if stored[name].shape != tuple(tensor.shape):
+            raise CheckpointError(f"{name} has shape {stored[name].shape}, the architecture has {tuple(tensor.shape)}")
+        if not stored[name].dtype.is_floating_point and tensor.dtype.is_floating_point:
+            raise CheckpointError(f"{name} is of type {_name(stored[name].dtype)}; weights are floating-point")
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

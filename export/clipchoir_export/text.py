@@ -1,6 +1,6 @@
 """The text side: CLIP's tokenizer as a file, and a label set's prompts as embeddings."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
-from torch import nn
 
 from clipchoir_export.ensembling_step import LabelSet, PromptTokenizer
+from clipchoir_export.towers import Tower
 
 BATCH = 64  # prompts
 # How CLIP cuts text into words before merging byte pairs.
@@ -33,18 +33,34 @@ def write_tokenizer(path: Path) -> None:
     )
     tokenizer.add_special_tokens([original.decoder[token] for token in original.all_special_ids])
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    tokenizer.save(str(path))
+    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
 
 
 def embed_prompts(
-    label_set: LabelSet, tower: nn.Module, tokenizer: PromptTokenizer, advance: Callable[[int], None]
-) -> NDArray[np.float32]:
-    """Embed every prompt of a label set: (P, D), rows of length 1. `advance` is told how many prompts are done."""
-    tokens = torch.from_numpy(tokenizer(label_set.prompts()))  # (P, 77)
+    label_sets: Sequence[LabelSet], tower: Tower, tokenizer: PromptTokenizer, advance: Callable[[int], None]
+) -> dict[str, NDArray[np.float32]]:
+    """Embed every prompt of some label sets, one layer's weights in memory at a time.
+
+    Args:
+        label_sets: whose prompts; one that occurs twice is embedded once.
+        tower: the text tower.
+        tokenizer: prompts -> token ids.
+        advance: told how many prompts are done, again and again.
+
+    Returns:
+        By label set: (P, D), rows of length 1.
+    """
+    prompts = distinct_prompts(label_sets)
+    tokens = torch.from_numpy(tokenizer(prompts))  # (P, 77)
     parts = []
-    with torch.inference_mode():
+    with tower.streamed() as encode:
         for batch in tokens.split(BATCH):
-            parts.append(F.normalize(tower(batch).float(), dim=-1))
+            parts.append(F.normalize(encode(batch).float(), dim=-1))
             advance(len(batch))
-    embeddings: NDArray[np.float32] = torch.cat(parts).numpy()
-    return embeddings
+    rows = dict(zip(prompts, torch.cat(parts).numpy(), strict=True))
+    return {each.name: np.stack([rows[prompt] for prompt in each.prompts()]) for each in label_sets}
+
+
+def distinct_prompts(label_sets: Sequence[LabelSet]) -> list[str]:
+    """The prompts of all label sets, each once."""
+    return list(dict.fromkeys(prompt for label_set in label_sets for prompt in label_set.prompts()))

@@ -23,7 +23,9 @@ class TritonPythonModel:
         self.encoders = parameters["encoders"].split(",")
         self.label_sets = NamedLabelSets(
             Path(args["model_repository"]) / args["model_version"] / "label_sets",
-            fingerprints={encoder: parameters[f"{encoder}_fingerprint"] for encoder in self.encoders},
+            fingerprints={
+                encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders
+            },
         )
         self.defaults = Options(
             label_set=parameters["default_label_set"],
@@ -81,6 +83,16 @@ class TritonPythonModel:
         if "classes" in wanted:  # costly for many classes: made only on demand
             outputs["classes"] = np.tile(classes, (len(errors), 1))  # (N, C)
         return {name: array for name, array in outputs.items() if name in wanted}
+
+
+def _fingerprint(parameters: dict[str, str], encoder: str, version: str) -> str:
+    """Versions of this model share one config, which has `1=aaa,2=bbb` for the encoder that each belongs to."""
+    by_version = dict(part.split("=") for part in parameters[f"{encoder}_fingerprint"].split(","))
+    if version not in by_version:
+        raise pb_utils.TritonModelException(
+            f"ensembling's config has no fingerprint of version {version} for {encoder}; build the repository again"
+        )
+    return by_version[version]
 
 
 def _input(request: Any, name: str) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The served image encoder: uint8 pixels in, sharpening and normalising inside, unit-length embedding out."""
+"""What is served: the towers with everything around them that belongs into their graphs."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -35,7 +35,10 @@ class Sharpen(nn.Module):
 
 
 class ServedImageEncoder(nn.Module):
-    """What becomes `model.onnx`: uint8 (N, S, S, 3) -> float32 (N, D), rows of length 1."""
+    """The image encoder's `model.onnx`: uint8 (N, S, S, 3) -> float32 (N, D), rows of length 1.
+
+    The tower runs in the type of its weights; sharpening, normalising and the last step to length 1 in float32.
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,4 +55,16 @@ class ServedImageEncoder(nn.Module):
         x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, S, S)
         x = self.sharpen(x)
         x = (x / 255.0 - self.mean) / self.std
+        x = x.to(next(self.tower.parameters()).dtype)
         return F.normalize(self.tower(x).float(), dim=-1)  # (N, D)
+
+
+class ServedTextEncoder(nn.Module):
+    """The text encoder's `model.onnx`: int64 (N, 77) token ids -> float32 (N, D), rows of length 1."""
+
+    def __init__(self, tower: nn.Module) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.tower(tokens).float(), dim=-1)  # (N, D)

@@ -1,0 +1,241 @@
+"""A served module -> its ONNX graph, with every weight still where the checkpoint stores it."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import torch
+from onnxscript.optimizer._constant_folding import FoldConstantsPass
+from onnxscript.rewriter import RewritePass
+from onnxscript.rewriter.rules import common as common_rules
+from torch import Tensor, nn
+
+from clipchoir_export.errors import CheckpointError
+from clipchoir_export.spec import Dialect, Precision
+from clipchoir_export.stored_tensors import StoredTensor
+
+OPSETS: Mapping[Dialect, int] = {"portable": 18, "current": 23}
+DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_ONNX_TYPES = {
+    torch.float32: ir.DataType.FLOAT,
+    torch.float16: ir.DataType.FLOAT16,
+    torch.bfloat16: ir.DataType.BFLOAT16,
+}
+_TOWER = "tower."
+_FOLDED_UP_TO = 1024  # elements
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The one input and the one output of a served module; the first axis of both is the batch.
+
+    Attributes:
+        input: its name.
+        shape: of one row of the input.
+        dtype: of the input.
+        output: its name.
+    """
+
+    input: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    output: str = "embedding"
+
+
+class Weight(ir.LazyTensor):
+    """An initializer of the graph that a checkpoint's tensor becomes when it is written."""
+
+    def __init__(self, name: str, stored: StoredTensor, dtype: torch.dtype) -> None:
+        super().__init__(self._cast, _ONNX_TYPES[dtype], ir.Shape(stored.shape), name=name)
+        self.stored = stored
+        self.target = dtype
+
+    def _cast(self) -> ir.TensorProtocol:
+        stored = self.stored.read()
+        tensor = stored.to(self.target).contiguous()
+        if not _is_finite(tensor):
+            if not _is_finite(stored):
+                raise CheckpointError(f"{self.name} holds values that are not finite; the checkpoint is damaged")
+            kind = str(self.target).removeprefix("torch.")
+            raise CheckpointError(
+                f"{self.name} reaches {stored.abs().max():.3g}, which {kind} cannot hold; build with bf16 or fp32"
+            )
+        return _onnx_tensor(tensor, self.name)
+
+    @property
+    def is_stored_as_it_is(self) -> bool:
+        """Whether the checkpoint's own bytes can serve as the initializer."""
+        return self.stored.slice is not None and self.stored.dtype == self.target
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """One pass without temporaries: many times faster than `torch.isfinite` on half precision."""
+    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)) if tensor.numel() else True
+
+
+def _onnx_tensor(tensor: Tensor, name: str | None) -> ir.TensorProtocol:
+    if tensor.dtype == torch.bfloat16:  # numpy has no such type
+        return ir.Tensor(tensor.view(torch.uint16).numpy(), dtype=ir.DataType.BFLOAT16, name=name)
+    return ir.tensor(tensor.numpy(), name=name)
+
+
+def trace(
+    module: nn.Module,
+    signature: Signature,
+    weights: Mapping[str, StoredTensor],
+    precision: Precision,
+    dialect: Dialect,
+    keep_layout: bool = False,
+) -> ir.Model:
+    """Graph of a served module whose `tower` is a skeleton.
+
+    Args:
+        module: takes and returns one tensor.
+        signature: names and types of the two.
+        weights: of the tower.
+        precision: the type of the tower's weights and matrix products. Softmax and the sums in norms are float32.
+        dialect: which operators to use.
+        keep_layout: leave weights as they are stored, and transpose in the graph.
+
+    Returns:
+        The graph; its initializers are `Weight`s, besides small constants.
+    """
+    module.get_submodule("tower").to(DTYPES[precision])
+    constants = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    module.to("meta")
+    # An example batch of 1 would fix the batch size, silently.
+    example = torch.empty((2, *signature.shape), dtype=signature.dtype, device="meta")
+    with _quietly(), torch.inference_mode():
+        program = torch.onnx.export(
+            module.eval(),
+            (example,),
+            dynamo=True,
+            optimize=False,  # it would fold weights that are not there
+            opset_version=OPSETS[dialect],
+            input_names=[signature.input],
+            output_names=[signature.output],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101  None is for the exporter's older way alone
+    model = program.model
+    _bind(model.graph, weights, constants, DTYPES[precision])
+    _transpose_weights(model.graph, keep_layout)
+    _simplify(model)
+    if precision != "fp32":
+        _softmax_in_float32(model.graph)
+    if precision == "bf16" and OPSETS[dialect] < 22:
+        _convolution_in_float32(model.graph)
+    return model
+
+
+def _simplify(model: ir.Model) -> None:
+    """Fold what is constant besides the weights. Not `optimize_ir`: its rewriting rules would take most of a giant's
+    export; the few that matter to these graphs take none of it."""
+    passes = [
+        common_passes.InlinePass(),
+        FoldConstantsPass(
+            shape_inference=True,
+            input_size_limit=_FOLDED_UP_TO,
+            output_size_limit=_FOLDED_UP_TO,
+            should_fold=lambda node: False if any(_weight(value) for value in node.inputs) else None,
+        ),
+        RewritePass([common_rules.materialize_reshape_shape_rule]),
+        RewritePass([common_rules.reshape_reshape_rule, common_rules.remove_optional_bias_from_conv_rule]),
+        common_passes.RemoveUnusedNodesPass(),
+        common_passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common_passes.CommonSubexpressionEliminationPass(),
+        common_passes.RemoveUnusedNodesPass(),
+        common_passes.RemoveUnusedFunctionsPass(),
+        common_passes.RemoveUnusedOpsetsPass(),
+        common_passes.NameFixPass(),
+        common_passes.ClearMetadataAndDocStringPass(),
+    ]
+    for each in passes:
+        each(model)
+
+
+def _bind(
+    graph: ir.Graph, weights: Mapping[str, StoredTensor], constants: Mapping[str, Tensor], dtype: torch.dtype
+) -> None:
+    for name, value in graph.initializers.items():
+        key = name.removeprefix(_TOWER)
+        if name in constants:
+            value.const_value = _onnx_tensor(constants[name], name)
+        elif name.startswith(_TOWER) and key in weights:
+            value.const_value = Weight(name, weights[key], dtype)
+        else:
+            raise CheckpointError(f"the graph needs {name}, which is computed and in no checkpoint; not supported")
+
+
+def _weight(value: ir.Value | None) -> Weight | None:
+    return value.const_value if value is not None and isinstance(value.const_value, Weight) else None
+
+
+def _transpose_weights(graph: ir.Graph, keep_layout: bool) -> None:
+    """Store matrices the way that the graph uses them, instead of transposing them at every start."""
+    for node in list(graph):
+        weight = _weight(node.inputs[0]) if node.op_type == "Transpose" else None
+        if weight is None or len(weight.stored.shape) != 2:
+            continue
+        if keep_layout and weight.is_stored_as_it_is:
+            continue
+        name = f"{weight.name}.T"
+        transposed = ir.Value(name=name, type=ir.TensorType(weight.dtype), shape=ir.Shape(weight.stored.shape[::-1]))
+        transposed.const_value = Weight(name, weight.stored.transposed(), weight.target)
+        graph.register_initializer(transposed)
+        node.outputs[0].replace_all_uses_with(transposed)
+        graph.remove(node, safe=True)
+
+
+def _softmax_in_float32(graph: ir.Graph) -> None:
+    for node in list(graph):
+        if node.op_type == "Attention":
+            node.attributes["softmax_precision"] = ir.AttrInt64("softmax_precision", ir.DataType.FLOAT)
+        elif node.op_type == "Softmax":
+            _between_casts(graph, node)
+
+
+def _convolution_in_float32(graph: ir.Graph) -> None:
+    """ONNX has bfloat16 convolutions from opset 22 on only. There is one in a tower, the patch embedding."""
+    for node in list(graph):
+        low = node.inputs[0]
+        if node.op_type != "Conv" or low is None or low.dtype != ir.DataType.BFLOAT16:
+            continue
+        for value in node.inputs[1:]:
+            weight = _weight(value)
+            assert value is not None and weight is not None  # noqa: PT018, S101
+            value.const_value = Weight(weight.name or "", weight.stored, torch.float32)
+            value.type = ir.TensorType(ir.DataType.FLOAT)
+        _between_casts(graph, node)
+
+
+def _between_casts(graph: ir.Graph, node: ir.Node) -> None:
+    """Let a node of one data input and one output compute in float32."""
+    low, result = node.inputs[0], node.outputs[0]
+    assert low is not None and low.dtype is not None  # noqa: PT018, S101
+    widen = ir.node("Cast", [low], attributes={"to": ir.DataType.FLOAT})
+    narrow = ir.node("Cast", [result], attributes={"to": low.dtype})
+    wide, narrowed = widen.outputs[0], narrow.outputs[0]
+    result.replace_all_uses_with(narrowed)
+    narrow.replace_input_with(0, result)
+    node.replace_input_with(0, wide)
+    wide.shape, narrowed.shape = low.shape, result.shape
+    narrowed.type = ir.TensorType(low.dtype)
+    wide.type = result.type = ir.TensorType(ir.DataType.FLOAT)
+    graph.insert_before(node, widen)
+    graph.insert_after(node, narrow)
+
+
+@contextlib.contextmanager
+def _quietly():  # type: ignore[no-untyped-def]
+    """The exporter prints its steps and warns of its own future; neither helps a user."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,78 @@
+"""The ensembles that come with clipchoir, with what they cost."""
+
+from dataclasses import dataclass
+
+from clipchoir_export import costs, encoders
+from clipchoir_export.onnx_graph import DTYPES
+from clipchoir_export.spec import load_ensemble, shipped_ensembles
+
+HEADINGS = ("ensemble", "encoder", "parameters", "weights", "per image", "ImageNet", "licence of the weights")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One encoder of a shipped ensemble.
+
+    Attributes:
+        ensemble: its name.
+        encoder: architecture, or name of the checkpoint where that says it.
+        parameters: of the image tower.
+        weight_bytes: of the image tower, in the spec's precision.
+        precision: that of the spec.
+        flops_per_image: of the image tower.
+        imagenet_top1: published zero-shot accuracy, per cent.
+        licence: of the weights.
+    """
+
+    ensemble: str
+    encoder: str
+    parameters: int
+    weight_bytes: int
+    precision: str
+    flops_per_image: int
+    imagenet_top1: float | None
+    licence: str
+
+    def row(self) -> tuple[str, ...]:
+        """The cells under `HEADINGS`."""
+        return (
+            self.ensemble,
+            self.encoder,
+            f"{self.parameters / 1e6:,.0f} M",
+            f"{self.weight_bytes / 1e9:.2f} GB {self.precision}",
+            f"{self.flops_per_image / 1e9:,.1f} GFLOP",
+            f"{self.imagenet_top1} %" if self.imagenet_top1 else "",
+            self.licence,
+        )
+
+
+def presets() -> list[Preset]:
+    """Every encoder of every shipped ensemble, smallest ensembles first; nothing is downloaded."""
+    found: list[list[Preset]] = []
+    for path in shipped_ensembles():
+        spec = load_ensemble(path)
+        rows = []
+        for encoder in spec.encoders:
+            tower, architecture = encoders.image_skeleton(encoder, path)
+            parameters = sum(each.numel() for each in tower.parameters())
+            rows.append(
+                Preset(
+                    spec.name,
+                    encoder.architecture or encoder.checkpoint,
+                    parameters,
+                    parameters * DTYPES[encoder.precision].itemsize,
+                    encoder.precision,
+                    costs.flops_per_image(tower, architecture.image_size),
+                    encoder.imagenet_top1,
+                    encoder.licence or "",
+                )
+            )
+        found.append(rows)
+    ordered = sorted(found, key=lambda rows: sum(row.flops_per_image for row in rows))
+    return [row for rows in ordered for row in rows]
+
+
+def markdown(rows: list[Preset]) -> str:
+    """A table as GitHub shows it."""
+    cells = [HEADINGS, tuple("---" for _ in HEADINGS), *(row.row() for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)

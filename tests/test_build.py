@@ -1,0 +1,341 @@
+"""From a spec to a repository: versions, resuming, linking, and what a failure leaves behind."""
+
+import json
+import signal
+import subprocess
+import time
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import tritonclient.grpc as grpcclient
+from rich.progress import Progress
+from safetensors.numpy import load_file
+
+import checkpoints
+from clipchoir_export import encoder_build
+from clipchoir_export.encoder_build import BuildOptions
+from clipchoir_export.ensembling_step import PromptTokenizer
+from clipchoir_export.errors import CheckpointError, RepositoryError, VerificationError
+from clipchoir_export.repository import build_repository
+from clipchoir_export.served_modules import ServedImageEncoder
+from clipchoir_export.spec import load_ensemble
+from clipchoir_server.triton import Address, serving
+from conftest import BIN, encoded, infer, noise, run
+
+STAGING = ".repository.building"
+
+
+@pytest.fixture
+def tiny_spec(tmp_path: Path) -> Path:
+    checkpoints.write_open_clip(tmp_path / "checkpoint")
+    (tmp_path / "label_sets").mkdir()
+    (tmp_path / "label_sets" / "pets.toml").write_text('classes = ["cat", "dog"]\ntemplates = ["{}", "a {}"]\n')
+    path = tmp_path / "ensembles" / "tiny.toml"
+    path.parent.mkdir()
+    path.write_text(
+        'name = "tiny"\nlabel_sets = ["pets"]\n[[encoders]]\nname = "tiny"\nsource = "open_clip"\n'
+        'checkpoint = "../checkpoint"\nsharpness = 2.0\n'
+    )
+    return path
+
+
+@pytest.fixture
+def target(tiny_spec: Path) -> Path:
+    return tiny_spec.parent.parent / "out" / "repository"
+
+
+UNVERIFIED, VERIFIED = BuildOptions(verify="off"), BuildOptions()
+
+
+def build(spec_path: Path, target: Path, options: BuildOptions = UNVERIFIED) -> list[str]:
+    with Progress(disable=True) as progress:
+        return build_repository(load_ensemble(spec_path), spec_path, target, progress, options)
+
+
+def state(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def manifest(version: Path) -> dict:
+    return json.loads((version / "manifest.json").read_text())
+
+
+def test_the_manifest_says_what_was_built(tiny_spec: Path, target: Path) -> None:
+    assert build(tiny_spec, target, VERIFIED) == ["ensembling/1", "preprocess/1", "tiny/1", "zero_shot/1"]
+    found = manifest(target / "tiny" / "1")
+    assert found["preprocessing"]["sharpness"] == 2.0
+    assert found["preprocessing"]["image_size"] == 224
+    assert found["verification"]["batches"] == [1, 2, 5, 32]
+    assert found["verification"]["min_cosine"] > 0.999999
+    assert found["checkpoint_files"][0]["name"] == "open_clip_model.safetensors"
+    assert found["flops_per_image"] > 2 * 49 * 3 * 32 * 32 * 32  # the patch embedding alone
+    assert "torch" in found["tools"]
+    assert f'"1={found["fingerprint"]}"' in (target / "ensembling" / "config.pbtxt").read_text()
+    evidence = load_file(target / "tiny" / "1" / "verification.safetensors")
+    assert evidence["pixels"].shape == (8, 224, 224, 3)
+    assert evidence["embedding"].shape == (8, 24)
+    assert [path.name for path in target.parent.iterdir()] == ["repository"]
+
+
+def test_a_build_without_changes_makes_no_new_version(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    before = state(target)
+    assert build(tiny_spec, target) == []
+    assert state(target) == before
+
+
+def test_another_label_set_makes_a_new_version_of_ensembling_alone(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    label_set = tiny_spec.parent.parent / "label_sets" / "pets.toml"
+    label_set.write_text(label_set.read_text().replace('"dog"', '"dog", "bird"'))
+    assert build(tiny_spec, target) == ["ensembling/2"]
+    assert (target / "ensembling" / "1" / "label_sets" / "pets.safetensors").is_file()
+
+
+def test_a_new_version_is_served_and_rolled_back_by_its_folder(tiny_spec: Path, target: Path) -> None:
+    row = encoded(noise(3))
+
+    def embedding() -> np.ndarray:
+        with (
+            serving(target, Address.choose()) as triton,
+            grpcclient.InferenceServerClient(triton.address.grpc) as client,
+        ):
+            return infer(client, [row], ["tiny_embedding", "scores"])["tiny_embedding"]
+
+    build(tiny_spec, target)
+    first = embedding()
+    checkpoints.write_open_clip(tiny_spec.parent.parent / "checkpoint", seed=7)
+    assert build(tiny_spec, target) == ["ensembling/2", "tiny/2"]
+    second = embedding()
+    assert np.abs(first - second).max() > 0.01
+    for model in ("ensembling", "tiny"):
+        (target / model / "2").rename(target.parent / f"{model}-2")
+    np.testing.assert_array_equal(embedding(), first)
+
+
+def test_an_encoder_and_an_ensembling_of_different_builds_do_not_load(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    config = target / "ensembling" / "config.pbtxt"
+    config.write_text(config.read_text().replace('"1=', '"2='))
+    served = run("clipchoir-server", target, "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    assert served.returncode != 0
+    assert "has no fingerprint of version 1" in served.stdout + served.stderr
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("sharpness = 2.0", 'sharpness = 2.0\nprecision = "fp16"'), None),
+        (('name = "tiny"\nsource', 'name = "other"\nsource'), "is of the encoders tiny, this ensemble has other"),
+        (("../checkpoint", "../wide"), "returns 24 numbers, the new version 224 and 16; choose another --repository"),
+    ],
+)
+def test_what_may_change_from_version_to_version(
+    tiny_spec: Path, target: Path, change: tuple[str, str], message: str | None
+) -> None:
+    build(tiny_spec, target)
+    checkpoints.write_eva_clip(tiny_spec.parent.parent / "wide")
+    content = tiny_spec.read_text().replace(*change)
+    tiny_spec.write_text(content.replace("open_clip", "eva_clip") if "wide" in content else content)
+    if message is None:
+        assert build(tiny_spec, target) == ["ensembling/2", "tiny/2"]
+        return
+    before = state(target)
+    with pytest.raises(RepositoryError, match=message):
+        build(tiny_spec, target)
+    assert state(target) == before
+
+
+def test_a_failed_verification_changes_nothing(tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tiny_spec, target, VERIFIED)
+    before = state(target)
+    tiny_spec.write_text(tiny_spec.read_text().replace("2.0", "1.9"))
+    # An exporter that gets the sharpness wrong.
+    monkeypatch.setattr(
+        encoder_build, "ServedImageEncoder", lambda tower, arch, _sharpness: ServedImageEncoder(tower, arch, 1.0)
+    )
+    for _ in range(2):  # nor is the wrong model taken up again
+        with pytest.raises(VerificationError):
+            build(tiny_spec, target, VERIFIED)
+        assert state(target) == before
+    monkeypatch.undo()
+    assert build(tiny_spec, target, VERIFIED) == ["ensembling/2", "tiny/2"]
+
+
+@pytest.mark.parametrize("at", ["tiny", "ensembling"])
+def test_when_a_new_version_cannot_be_put_in_place_everything_stays(
+    tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    build(tiny_spec, target)
+    contents = {path: path.read_bytes() for path in target.rglob("*") if path.is_file()}
+    tiny_spec.write_text(tiny_spec.read_text().replace("2.0", "1.5"))
+    rename = Path.rename
+
+    def full_disk(path: Path, to: Path) -> Path:
+        if to == target / at / "2":
+            raise OSError(28, "No space left on device", str(to))
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", full_disk)
+    with pytest.raises(RepositoryError, match="No space left on device"):
+        build(tiny_spec, target)
+    assert {path: path.read_bytes() for path in target.rglob("*") if path.is_file()} == contents
+    monkeypatch.undo()
+    assert build(tiny_spec, target) == ["ensembling/2", "tiny/2"]
+
+
+def test_a_folder_that_is_no_repository_is_left_alone(tiny_spec: Path) -> None:
+    target = tiny_spec.parent / "photos"
+    target.mkdir()
+    (target / "holiday.jpg").write_bytes(b"precious")
+    with pytest.raises(RepositoryError, match="holds something else than a clipchoir repository"):
+        build(tiny_spec, target)
+    assert (target / "holiday.jpg").read_bytes() == b"precious"
+
+
+def test_an_interrupted_build_leaves_no_repository_and_goes_on_where_it_was(
+    tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command: list[str | Path] = [f"{BIN}/clipchoir-export", "build", tiny_spec, "--repository", target]
+    # A shell's background jobs ignore SIGINT, and so would the child.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=default) as process:
+        deadline = time.monotonic() + 60
+        while not (target.parent / STAGING / "tiny" / ".done").is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) != 0
+        assert process.stderr is not None
+        message = process.stderr.read()
+        assert b"Traceback" not in message
+        assert b"the same command goes on from there" in message
+    assert [path.name for path in target.parent.iterdir()] == [STAGING]
+    written = (target.parent / STAGING / "tiny" / "model.onnx").stat()
+    monkeypatch.setattr(encoder_build, "write_model", None)  # it must not be needed again
+    build(tiny_spec, target)
+    assert (target / "tiny" / "1" / "model.onnx").stat().st_ino == written.st_ino
+    assert [path.name for path in target.parent.iterdir()] == ["repository"]
+
+
+def test_a_build_that_fails_early_leaves_nothing(
+    tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoder_build, "write_model", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_spec, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_two_builds_of_one_repository_at_a_time_are_refused(
+    tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def build_again(*_: object) -> None:
+        with pytest.raises(RepositoryError, match=r"another build of .* is running") as caught:
+            build(tiny_spec, target)
+        refused.append(caught.value)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(encoder_build, "write_model", build_again)
+    with pytest.raises(KeyboardInterrupt):
+        build(tiny_spec, target)
+    assert refused
+
+
+def test_a_disk_that_is_too_small_is_named_before_anything_is_written(
+    tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1_000))
+    with pytest.raises(RepositoryError, match=r"has 0\.0 GB left, tiny needs 0\.0 GB; make room"):
+        build(tiny_spec, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_an_error_without_leftovers(tiny_spec: Path, target: Path) -> None:
+    limited = f"ulimit -f 200; exec {BIN}/clipchoir-export build {tiny_spec} --repository {target}"  # KB
+    done = subprocess.run(["bash", "-c", limited], capture_output=True, text=True, timeout=120, check=False)  # noqa: S607
+    assert done.returncode == 1
+    assert "cannot be written: File too large" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_spec: Path) -> None:
+    with pytest.raises(RepositoryError, match=r"/proc/.*: cannot be written"):
+        build(tiny_spec, Path("/proc/clipchoir/repository"))
+
+
+def test_text_encoders_are_models_and_stay_in_step(tiny_spec: Path, target: Path) -> None:
+    options = BuildOptions(verify="off", text_encoders=True)
+    assert "tiny_text/1" in build(tiny_spec, target, options)
+    found = manifest(target / "tiny_text" / "1")
+    assert found["kind"] == "text_encoder"
+    assert found["fingerprint"] == manifest(target / "tiny" / "1")["fingerprint"]
+    label_set = load_file(target / "ensembling" / "1" / "label_sets" / "pets.safetensors")
+    tokens = PromptTokenizer(target / "ensembling" / "1" / "tokenizer.json")(["cat", "a cat", "dog", "a dog"])
+    with serving(target, Address.choose()) as triton, grpcclient.InferenceServerClient(triton.address.grpc) as client:
+        tensor = grpcclient.InferInput("tokens", list(tokens.shape), "INT64")
+        tensor.set_data_from_numpy(tokens)
+        answer = client.infer("tiny_text", [tensor], client_timeout=30).as_numpy("embedding")
+    np.testing.assert_allclose(answer, label_set["tiny"], atol=2e-5)
+    checkpoints.write_open_clip(tiny_spec.parent.parent / "checkpoint", seed=7)
+    assert build(tiny_spec, target) == ["ensembling/2", "tiny/2", "tiny_text/2"]
+
+
+def linked_spec(tiny_spec: Path, kind: str) -> Path:
+    if kind == "eva_clip":
+        checkpoints.write_eva_clip(tiny_spec.parent.parent / "other")
+        tiny_spec.write_text(
+            tiny_spec.read_text().replace("open_clip", "eva_clip").replace("../checkpoint", "../other")
+        )
+    return tiny_spec
+
+
+@pytest.mark.parametrize("kind", ["open_clip", "eva_clip"])
+def test_linked_weights_stay_in_the_checkpoints_file(tiny_spec: Path, target: Path, kind: str) -> None:
+    build(linked_spec(tiny_spec, kind), target, BuildOptions(link_weights=True))
+    version = target / "tiny" / "1"
+    weights = manifest(version)["weights"]
+    (name,) = weights["linked_files"]
+    original = tiny_spec.parent.parent / ("checkpoint" if kind == "open_clip" else "other") / name
+    assert (version / name).stat().st_ino == original.stat().st_ino
+    assert not (version / name).is_symlink()
+    assert weights["bytes_linked"] > 0.9 * manifest(version)["parameters"] * 4
+    assert manifest(version)["verification"]["min_cosine"] > 0.999999
+    with serving(target, Address.choose()) as triton, grpcclient.InferenceServerClient(triton.address.grpc) as client:
+        assert infer(client, [encoded(noise(1))], ["label"])["label"][0, 0] in (b"cat", b"dog")
+
+
+def test_weights_of_another_type_are_copied_and_the_build_says_why(tiny_spec: Path, target: Path) -> None:
+    tiny_spec.write_text(tiny_spec.read_text() + 'precision = "fp16"\n')
+    built = run("clipchoir-export", "build", tiny_spec, "--repository", target, "--link-weights")
+    assert built.returncode == 0, built.stderr
+    assert "weights were copied" in built.stderr
+    assert "stored as float32, the graph needs float16" in built.stderr.replace("\n", " ")
+    assert not manifest(target / "tiny" / "1")["weights"]["linked_files"]
+
+
+def test_weights_that_a_type_cannot_hold_are_named(tiny_spec: Path, target: Path) -> None:
+    checkpoint = tiny_spec.parent.parent / "checkpoint" / "open_clip_model.safetensors"
+    checkpoints.change(checkpoint, "visual.proj", lambda tensor: tensor * 1e6)
+    tiny_spec.write_text(tiny_spec.read_text() + 'precision = "fp16"\n')
+    with pytest.raises(CheckpointError, match=r"tower\.proj.* reaches .*, which float16 cannot hold; build with bf16"):
+        build(tiny_spec, target)
+    checkpoints.change(checkpoint, "visual.proj", lambda tensor: tensor * float("nan"))
+    with pytest.raises(CheckpointError, match=r"holds values that are not finite; the checkpoint is damaged"):
+        build(tiny_spec, target)
+    assert list(target.parent.iterdir()) == []
+
+
+def test_verification_can_be_left_out(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    assert manifest(target / "tiny" / "1")["verification"] is None
+    assert build(tiny_spec, target, BuildOptions(verify="full")) == ["tiny/2"]
