@@ -36,7 +36,7 @@ def test_configs_are_tritons_and_name_no_instance_kind(path: Path) -> None:
     config = text_format.Parse(path.read_text(), model_config_pb2.ModelConfig())
     assert config.name == path.parent.name
     assert config.max_batch_size == 64
-    assert not config.instance_group
+    assert {group.kind for group in config.instance_group} <= {model_config_pb2.ModelInstanceGroup.KIND_AUTO}
     assert config.HasField("dynamic_batching") != config.HasField("ensemble_scheduling")
     assert (path.parent / "1").is_dir()
 

@@ -3,8 +3,9 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from clipchoir_export.ensembling_step import CONTEXT_LENGTH
 from clipchoir_export.spec import EnsembleSpec
@@ -45,7 +46,7 @@ def render_configs(
         text_encoders: names of the encoders whose text towers are models of the repository, too.
     """
     identity = identity or Identity({"1": dict.fromkeys(architectures, UNBUILT)}, UNBUILT)
-    context = {
+    context: dict[str, Any] = {
         "spec": spec,
         "serving": spec.serving,
         "architectures": architectures,
@@ -65,16 +66,24 @@ def render_configs(
         Path(name) / "config.pbtxt": environment.get_template(template).render(context)
         for name, template in templates.items()
     }
+    serving = spec.serving
     for encoder in spec.encoders:
-        configs[Path(encoder.name) / "config.pbtxt"] = environment.get_template("encoder.pbtxt.j2").render(
-            context, encoder=encoder, architecture=architectures[encoder.name]
-        )
+        context.update(encoder=encoder, architecture=architectures[encoder.name])
+        template = environment.get_template("encoder.pbtxt.j2")
+        configs |= _with_variant(encoder.name, template, context, serving.gpus_of(encoder.name))
     for name in text_encoders:
-        model = text_model(name)
-        configs[Path(model) / "config.pbtxt"] = environment.get_template("text_encoder.pbtxt.j2").render(
-            context, model=model, architecture=architectures[name]
-        )
+        context.update(model=text_model(name), architecture=architectures[name])
+        template = environment.get_template("text_encoder.pbtxt.j2")
+        configs |= _with_variant(text_model(name), template, context, serving.text_gpus_of(name))
     return configs
+
+
+def _with_variant(model: str, template: Template, context: Mapping[str, Any], gpus: Collection[int]) -> dict[Path, str]:
+    """A model's config for any machine, and beside it the one that Triton takes with `--model-config-name=gpu`."""
+    return {
+        Path(model) / "config.pbtxt": template.render(context, gpus=None),
+        Path(model) / "configs" / "gpu.pbtxt": template.render(context, gpus=gpus),
+    }
 
 
 def text_model(encoder: str) -> str:

@@ -95,10 +95,12 @@ def write_source(
         OSError: a file cannot be written.
     """
     for path, content in render_configs(spec, architectures).items():
-        version = folder / path.parent / "1"
-        version.mkdir(parents=True, exist_ok=True)
+        model = path.parts[0]
+        version = folder / model / "1"
+        for needed in (version, (folder / path).parent):
+            needed.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content, encoding="utf-8")
-        sources = _python_sources(path.parent.name)
+        sources = _python_sources(model)
         for source in sources:
             copy = version / source.name
             if not (copy.exists() and copy.samefile(source)):
@@ -124,7 +126,7 @@ def _assemble(
     """Lay out new version folders and every config, as they shall stand in the target."""
     fingerprints = {name: encoder.fingerprint for name, encoder in built.items()}
     label_content = [[each.name, each.classes, each.prompts(), each.prompt_counts()] for each in label_sets]
-    content = [spec.model_dump(mode="json"), fingerprints, label_content, build_tools()]
+    content = [spec.model_dump(mode="json", exclude={"serving"}), fingerprints, label_content, build_tools()]
     version, is_new = _ensembling_version(target, digest(content))
     known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
     identity = Identity(

@@ -28,6 +28,7 @@ _BUILTIN = "builtin:"
 Precision = Literal["fp32", "fp16", "bf16"]
 Dialect = Literal["portable", "current"]
 LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Gpu = Annotated[int, Field(ge=0)]  # its number, as nvidia-smi counts
 
 
 class _Table(BaseModel):
@@ -50,12 +51,108 @@ class EncoderSpec(_Table):
 
 
 class ServingSpec(_Table):
-    """How Triton runs the models."""
+    """How Triton runs the models. The descriptions are the reasons for the defaults; docs/serving.md shows them."""
 
-    max_batch_size: int = Field(default=64, ge=1)
-    preprocess_delay_us: int = Field(default=500, ge=0)
-    encoder_delay_us: int = Field(default=0, ge=0)
-    ensembling_delay_us: int = Field(default=0, ge=0)
+    max_batch_size: int = Field(
+        default=64, ge=1, description="Rows of a request, and of a pass of an encoder: beyond it a GPU gains little."
+    )
+    priority_levels: int = Field(
+        default=3, ge=1, description="Urgent, normal and bulk requests; 1 goes first, at every step."
+    )
+    default_priority: int = Field(
+        default=2, ge=1, description="Of a request that names none: there is room above and below it."
+    )
+    preprocess_delay_us: int = Field(
+        default=500, ge=0, description="How long a batch may wait for more rows; short beside a pass of an encoder."
+    )
+    preprocess_queue_size: int = Field(
+        default=128,
+        ge=1,
+        description="Requests of one priority that may wait to be decoded. The only bound by number: one on the "
+        "encoders, which run side by side, wedged whole servers before Triton 26.03.",
+    )
+    preprocess_timeout_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="How long a request may wait to be decoded. Together with `encoder_timeout_ms` less than the "
+        "client's own 60 s, so that it is told of an overload and does not merely give up.",
+    )
+    encoder_delay_us: int = Field(
+        default=500,
+        ge=0,
+        description="How long a batch may wait for more rows: those that were decoded together arrive together, and "
+        "one pass over all of them is cheaper than one over the first and one over the rest.",
+    )
+    encoder_timeout_ms: int = Field(
+        default=30_000,
+        ge=1,
+        description="How long a request may wait for an encoder. Long enough for a few full batches on a CPU.",
+    )
+    encoder_instances: int = Field(
+        default=1,
+        ge=1,
+        description="Copies of an encoder on a CPU, or on each GPU. One uses all cores; Triton's own choice, two, "
+        "doubles the memory and was no faster.",
+    )
+    text_encoder_timeout_ms: int = Field(
+        default=600_000,
+        ge=1,
+        description="How long a batch of prompts may wait: a new label set of 1,000 classes is hundreds of batches.",
+    )
+    ensembling_delay_us: int = Field(
+        default=0, ge=0, description="Scoring gains nothing from larger batches. Nor may it reject what is encoded."
+    )
+    warmup_batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 16),
+        description="Passes of each encoder before the server is ready: one image, and the client's batch. The variant "
+        "`gpu` takes 1 and `max_batch_size`, so that a batch that does not fit fails at the start.",
+    )
+    gpus: tuple[Gpu, ...] = Field(
+        default=(0,), min_length=1, description="Variant `gpu`: where each encoder has its copies."
+    )
+    encoder_gpus: dict[str, tuple[Gpu, ...]] = Field(
+        default={}, description="Variant `gpu`: encoders that stand elsewhere, such as `{ evaclip = [1] }`."
+    )
+    text_encoder_gpus: tuple[Gpu, ...] | None = Field(
+        default=None,
+        description="Variant `gpu`: where the text encoders stand; `[]` is the CPU, which leaves the GPU's memory to "
+        "the images. By default with their image encoders, so that a new label set is quick.",
+    )
+    gpu_instances: int = Field(
+        default=1, ge=1, description="Variant `gpu`: copies on each GPU. One pass fills it; a second copy is memory."
+    )
+    execution_provider: Literal["cuda", "tensorrt"] = Field(
+        default="cuda",
+        description="Variant `gpu`: `tensorrt` is faster, but builds its engines when the server starts, and takes no "
+        "encoder beyond 2 GB of weights.",
+    )
+    tensorrt_cache: str | None = Field(
+        default=None,
+        pattern='^/[^"\\\\]+$',
+        description="Variant `gpu`, `tensorrt`: a writable folder of the server's for built engines; by default they "
+        "are built at every start.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServingSpec":
+        if self.default_priority > self.priority_levels:
+            raise ValueError(
+                f"default_priority is {self.default_priority}; it must be one of 1 to {self.priority_levels}, "
+                "the priority_levels"
+            )
+        return self
+
+    def warmups(self) -> list[int]:
+        """`warmup_batch_sizes`, none above `max_batch_size`."""
+        return sorted({min(size, self.max_batch_size) for size in self.warmup_batch_sizes})
+
+    def gpus_of(self, encoder: str) -> tuple[int, ...]:
+        """Where an image encoder stands in the variant `gpu`."""
+        return self.encoder_gpus.get(encoder, self.gpus)
+
+    def text_gpus_of(self, encoder: str) -> tuple[int, ...]:
+        """Where an encoder's text encoder stands in the variant `gpu`; empty: on the CPU."""
+        return self.gpus_of(encoder) if self.text_encoder_gpus is None else self.text_encoder_gpus
 
 
 class EnsembleSpec(_Table):
@@ -78,6 +175,9 @@ class EnsembleSpec(_Table):
                 raise ValueError(f'an encoder cannot be named "{name}": the repository uses that name itself')
         if not sum(encoder.weight for encoder in self.encoders) > 0:
             raise ValueError("every encoder has weight 0; at least one must be above 0")
+        strangers = sorted(set(self.serving.encoder_gpus) - set(names))
+        if strangers:
+            raise ValueError(f"serving.encoder_gpus names {', '.join(strangers)}; the encoders are {', '.join(names)}")
         return self
 
 
