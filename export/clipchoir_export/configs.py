@@ -54,6 +54,10 @@ def render_configs(
         "identity": identity,
         "outputs": public_outputs(architectures),
         "context_length": CONTEXT_LENGTH,
+        # Label sets are embedded by every encoder, or by none.
+        "text_models": ",".join(f"{name}={text_model(name)}" for name in architectures)
+        if set(text_encoders) >= architectures.keys()
+        else "",
     }
     environment = Environment(
         loader=PackageLoader("clipchoir_export"),
@@ -61,7 +65,7 @@ def render_configs(
         autoescape=False,  # noqa: S701  protobuf text, not HTML
         keep_trailing_newline=True,
     )
-    templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "zero_shot")}
+    templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "label_sets", "zero_shot")}
     configs = {
         Path(name) / "config.pbtxt": environment.get_template(template).render(context)
         for name, template in templates.items()

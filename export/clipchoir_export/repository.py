@@ -35,7 +35,7 @@ from clipchoir_export.staging import Staging
 from clipchoir_export.text import write_tokenizer
 from clipchoir_export.towers import Architecture
 
-ZERO_SHOT, PREPROCESS = "zero_shot", "preprocess"
+ZERO_SHOT, PREPROCESS, LABEL_SETS = "zero_shot", "preprocess", "label_sets"
 _TREE = "publish"
 
 
@@ -152,9 +152,10 @@ def _assemble(
         }
         manifest = {"kind": ENSEMBLING, "encoders": encoder_list, "label_sets": list(spec.label_sets)}
         write_manifest(folder, {**manifest, "repository_version": identity.version, "key": digest(content)})
-    current = newest(target / PREPROCESS)
-    if current is None or not holds_sources(current, _python_sources(PREPROCESS)):
-        _copy_sources(PREPROCESS, tree / PREPROCESS / next_version(target / PREPROCESS))
+    for step in (PREPROCESS, LABEL_SETS):
+        current = newest(target / step)
+        if current is None or not holds_sources(current, _python_sources(step)):
+            _copy_sources(step, tree / step / next_version(target / step))
     if newest(target / ZERO_SHOT) is None:
         (tree / ZERO_SHOT / "1").mkdir()
 

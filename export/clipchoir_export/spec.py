@@ -155,6 +155,23 @@ class ServingSpec(_Table):
         return self.gpus_of(encoder) if self.text_encoder_gpus is None else self.text_encoder_gpus
 
 
+class RequestLabelSetsSpec(_Table):
+    """Label sets that requests bring: how large they may be, and how many are kept."""
+
+    max_classes: int = Field(
+        default=1000, ge=1, description="More are embedded ahead of time: `clipchoir-export embed`."
+    )
+    max_prompts: int = Field(
+        default=2000,
+        ge=1,
+        description="Seconds on a GPU, for the largest text encoders. Where the first request gives up, the embedding "
+        "goes on, and a later one finds it.",
+    )
+    max_spec_bytes: int = Field(default=1 << 20, ge=2, description="2,000 prompts of full length are 0.6 MB.")
+    memory_mb: int = Field(default=256, ge=1, description="25 sets of 1,000 prompts of the real pair.")
+    disk_mb: int = Field(default=4096, ge=1, description="Of the files in the cache folder, which outlive the server.")
+
+
 class EnsembleSpec(_Table):
     """A whole ensemble."""
 
@@ -162,8 +179,10 @@ class EnsembleSpec(_Table):
     label_sets: tuple[LabelSetName, ...] = Field(min_length=1)  # the first is the default
     logit_scale: float = Field(default=100.0, gt=0, le=1000)
     drop_below: float = Field(default=0.0, ge=0, lt=1)
+    aggregate: Literal["softmax_mean", "mean_embedding"] = "softmax_mean"
     encoders: tuple[EncoderSpec, ...] = Field(min_length=1)
     serving: ServingSpec = ServingSpec()
+    request_label_sets: RequestLabelSetsSpec = RequestLabelSetsSpec()
 
     @model_validator(mode="after")
     def _check_encoders(self) -> "EnsembleSpec":
@@ -257,7 +276,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"encoders": EncoderSpec, "serving": ServingSpec}
+        tables: dict[str, type[BaseModel]] = {
+            "encoders": EncoderSpec,
+            "serving": ServingSpec,
+            "request_label_sets": RequestLabelSetsSpec,
+        }
         table = tables.get(str(location[0]), EnsembleSpec) if len(location) > 1 else EnsembleSpec
         return f"{key}: unknown key; the keys here are {', '.join(table.model_fields)}"
     if problem["type"] == "missing":

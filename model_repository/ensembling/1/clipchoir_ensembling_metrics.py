@@ -39,7 +39,9 @@ class Metrics:
         self._metric("bytes", where="memory").set(memory)
         self._metric("bytes", where="disk").set(files)
 
-    def predicted(self, label_set: str, classes: Sequence[str], best: NDArray[np.intp], agreed: NDArray[np.bool_]) -> None:
+    def predicted(
+        self, label_set: str, classes: Sequence[str], best: NDArray[np.intp], agreed: NDArray[np.bool_]
+    ) -> None:
         """Images were scored.
 
         Args:

@@ -13,6 +13,7 @@ from clipchoir_text import PromptEmbedder
 MEMORY, DISK, EMBEDDED, UNKNOWN = "memory", "disk", "embedded", "unknown"
 _EMBEDDING_THREADS = 2  # a small set need not wait for a large one
 _MOST_WAITING = 64  # label sets
+_WATCH = 1.0  # seconds between two looks at the repository's label sets
 
 
 class UnknownLabelSetError(Exception):
@@ -70,9 +71,12 @@ class Lookup:
         self._searches: dict[str, _Search] = {}
         self._readers = ThreadPoolExecutor(1, thread_name_prefix="label-sets")
         self._embedders = ThreadPoolExecutor(_EMBEDDING_THREADS, thread_name_prefix="embed")
+        self._closed = threading.Event()
+        threading.Thread(target=self._watch, name="watch-label-sets", daemon=True).start()
 
     def close(self) -> None:
         """Give up what has not been begun."""
+        self._closed.set()
         self._readers.shutdown(wait=False, cancel_futures=True)
         self._embedders.shutdown(wait=False, cancel_futures=True)
 
@@ -106,6 +110,10 @@ class Lookup:
                 (search.waiting if wait else search.asking).append(receive)
                 return
         receive(None, None)
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_WATCH):
+            self._named.refresh()
 
     def _search(self, key: str, search: _Search) -> None:
         try:

@@ -22,25 +22,19 @@ from clipchoir_prompts import LabelSetError, Limits, PromptTokenizer
 from clipchoir_scoring import score
 from clipchoir_text import PromptEmbedder
 
-_CODES = {
-    OptionError: pb_utils.TritonError.INVALID_ARG,
-    LabelSetError: pb_utils.TritonError.INVALID_ARG,
-    UnknownLabelSetError: pb_utils.TritonError.NOT_FOUND,
-    NoTextEncodersError: pb_utils.TritonError.UNSUPPORTED,
-    TooManyLabelSetsError: pb_utils.TritonError.UNAVAILABLE,
+_CODES = {  # names: Triton adds its part to `pb_utils` after this module is imported
+    OptionError: "INVALID_ARG",
+    LabelSetError: "INVALID_ARG",
+    UnknownLabelSetError: "NOT_FOUND",
+    NoTextEncodersError: "UNSUPPORTED",
+    TooManyLabelSetsError: "UNAVAILABLE",
 }
-_FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
-_CPU = pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0)
 
 Answer = Callable[[Found], Any]  # -> pb_utils.InferenceResponse
 
 
 class TextEncoderError(Exception):
-    """A text encoder failed; with Triton's code."""
-
-    def __init__(self, code: int, message: str) -> None:
-        super().__init__(message)
-        self.code = code
+    """A text encoder failed."""
 
 
 class TritonPythonModel:
@@ -49,9 +43,7 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         self.encoders = parameters["encoders"].split(",")
-        fingerprints = {
-            encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders
-        }
+        fingerprints = {encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders}
         self.defaults = Options(
             label_set=parameters["default_label_set"],
             weights=tuple(float(weight) for weight in parameters["weights"].split(",")),
@@ -100,12 +92,12 @@ class TritonPythonModel:
 
         def receive(found: Found, error: Exception | None) -> None:
             response = _failure(request, error) if error else _answered(request, answer, found)
-            sender.send(response, flags=_FINAL)
+            _send(sender, response)
 
         try:
             self.lookup.find_later(options.label_set, options.spec, receive, wait)
         except Exception as error:
-            sender.send(_failure(request, error), flags=_FINAL)
+            _send(sender, _failure(request, error))
         return None
 
     def _understood(self, request: Any) -> tuple[Options, Answer, bool]:
@@ -120,7 +112,7 @@ class TritonPythonModel:
             return options, lambda found: _answer(found.description()), True
         if "check" in content:
             options = self.defaults.changed_by(content["check"], self.encoders)
-            return options, lambda _: _answer("ok"), False
+            return options, lambda _: _answer({}), False
         return self.defaults, lambda _: _answer(self._listed()), True
 
     def _scored(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> Any:
@@ -165,7 +157,9 @@ class TritonPythonModel:
         return {
             "default": self.defaults.label_set,
             "label_sets": {
-                name: {"classes": len(each.classes), "prompts": len(each.prompts)} for name, each in sets.items() if each
+                name: {"classes": len(each.classes), "prompts": len(each.prompts)}
+                for name, each in sets.items()
+                if each
             },
         }
 
@@ -179,11 +173,11 @@ def _encode(model: str, tokens: np.ndarray) -> np.ndarray:
         model_name=model,
         requested_output_names=["embedding"],
         inputs=[pb_utils.Tensor("tokens", tokens)],
-        preferred_memory=_CPU,
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
     )
     response = request.exec()
     if response.has_error():
-        raise TextEncoderError(response.error().code(), f"{model}: {response.error().message()}")
+        raise TextEncoderError(f"{model}: {response.error().message()}")
     return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy()
 
 
@@ -218,13 +212,19 @@ def _answered(request: Any, answer: Answer, found: Found) -> Any:
         return _failure(request, error)
 
 
+def _send(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
 def _failure(request: Any, error: Exception) -> Any:
-    code = error.code if isinstance(error, TextEncoderError) else _CODES.get(type(error))
-    if code is None:
-        code = pb_utils.TritonError.INTERNAL
+    """An error, or for a query an answer that has it: a step that asks another loses an error's code."""
+    code = _CODES.get(type(error), "INTERNAL")
+    if code == "INTERNAL":
         event = {"event": "request failed", "step": "ensembling", "request_id": request.request_id()}
         pb_utils.Logger.log_error(json.dumps(event | {"error": f"{type(error).__name__}: {error}"}))
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    if pb_utils.get_input_tensor_by_name(request, "query") is not None:
+        return _answer({"error": str(error), "code": code})
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code)))
 
 
 def _warn(message: str) -> None:

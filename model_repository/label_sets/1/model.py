@@ -25,8 +25,10 @@ def _respond(request: Any) -> Any:
     )
     response = asked.exec()
     if response.has_error():
-        return pb_utils.InferenceResponse(
-            error=pb_utils.TritonError(response.error().message(), response.error().code())
-        )
+        return pb_utils.InferenceResponse(error=response.error())
     answer = pb_utils.get_output_tensor_by_name(response, "answer").as_numpy().reshape(1)
+    content = json.loads(answer[0])
+    if "error" in content:
+        code = getattr(pb_utils.TritonError, content["code"])
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(content["error"], code))
     return pb_utils.InferenceResponse([pb_utils.Tensor("answer", answer)])
