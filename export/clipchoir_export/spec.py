@@ -56,6 +56,11 @@ class ServingSpec(_Table):
     preprocess_delay_us: int = Field(default=500, ge=0)
     encoder_delay_us: int = Field(default=0, ge=0)
     ensembling_delay_us: int = Field(default=0, ge=0)
+    max_image_bytes: int = Field(default=64 << 20, ge=1)  # of one encoded image
+    max_image_pixels: int = Field(default=89_478_485, ge=1)  # width times height; PIL's own warning limit
+    max_image_side: int = Field(default=65_535, ge=1)  # the longest that a JPEG can have
+    decode_threads: int = Field(default=0, ge=0)  # 0: one per core
+    jpeg_scaled_decoding: bool = False  # faster for large JPEGs, but not exact
 
 
 class EnsembleSpec(_Table):
