@@ -133,6 +133,18 @@ class ServingSpec(_Table):
         "are built at every start.",
     )
 
+    max_image_bytes: int = Field(
+        default=64 << 20, ge=1, description="Of one encoded image; larger ones are refused before they are looked at."
+    )
+    max_image_pixels: int = Field(
+        default=89_478_485, ge=1, description="Width times height, refused before decoding; PIL's own limit."
+    )
+    max_image_side: int = Field(default=65_535, ge=1, description="Pixels; the longest that a JPEG can have.")
+    decode_threads: int = Field(default=0, ge=0, description="Of each instance of `preprocess`; 0: one per core.")
+    jpeg_scaled_decoding: bool = Field(
+        default=False, description="Decode large JPEGs at a fraction of their size: faster, and not exact."
+    )
+
     @model_validator(mode="after")
     def _check(self) -> "ServingSpec":
         if self.default_priority > self.priority_levels:
