@@ -180,6 +180,28 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         assert time.monotonic() - start < 5
 
 
+def test_requests_in_flight_are_answered_before_the_connection_closes(
+    server: Triton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+    with Client(server.address.grpc) as client:
+        infer = client._triton.infer
+
+        def slow(*arguments: object, **options: object) -> object:
+            events.append("sent")
+            time.sleep(0.3)
+            answer = infer(*arguments, **options)
+            events.append("answered")
+            return answer
+
+        monkeypatch.setattr(client._triton, "infer", slow)
+        stream = client.stream([encoded(noise(0))] * 20, batch_size=1)
+        assert next(stream).label
+        stream.close()
+        assert events.count("answered") < events.count("sent")
+    assert events.count("answered") == events.count("sent")
+
+
 def test_file_names_that_look_like_markup_are_printed_as_they_are(server: Triton, tmp_path: Path) -> None:
     (tmp_path / "photo[final].jpg").write_bytes(encoded(noise(0)))
     (tmp_path / "a[").mkdir()

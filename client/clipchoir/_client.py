@@ -3,7 +3,7 @@
 import os
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -18,6 +18,7 @@ from clipchoir._results import Classification
 from clipchoir.errors import BadRequestError, from_triton
 
 MODEL = "zero_shot"
+_LAST_ANSWERS = 2.0  # seconds that requests in flight have when the client is closed
 _OUTPUTS = ("label", "score", "classes", "scores", "encoder_scores", "error")
 
 Image = str | os.PathLike[str] | bytes
@@ -46,6 +47,7 @@ class Client:
         self._closed = False
         self._triton = grpcclient.InferenceServerClient(url, channel_args=_channel_options(url))
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="clipchoir")
+        self._in_flight: set[Future[list[Classification]]] = set()
 
     def __enter__(self) -> "Client":
         return self
@@ -56,10 +58,16 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Cancel requests in flight and close the connection."""
+        """Close the connection. Requests in flight have a moment to be answered, then they are cancelled.
+
+        Not at once: Triton before 24.12 may crash over a request that is cancelled while it ends
+        (github.com/triton-inference-server/server, pull request 7840).
+        """
         self._closed = True
-        self._triton.close()  # first, so that no thread waits for an answer
-        self._threads.shutdown(cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        wait(self._in_flight.copy(), timeout=_LAST_ANSWERS)
+        self._triton.close()  # before threads are waited for: none is left waiting for an answer
+        self._threads.shutdown()
 
     @cached_property
     def encoders(self) -> tuple[str, ...]:
@@ -138,7 +146,10 @@ class Client:
         in_flight: deque[Future[list[Classification]]] = deque()
         try:
             for batch in _batches(images, batch_size):
-                in_flight.append(self._threads.submit(self._classify_batch, batch, parameters, encoders))
+                future = self._threads.submit(self._classify_batch, batch, parameters, encoders)
+                self._in_flight.add(future)
+                future.add_done_callback(self._in_flight.discard)
+                in_flight.append(future)
                 if len(in_flight) > self._concurrency:
                     yield from in_flight.popleft().result()
             while in_flight:

@@ -44,7 +44,6 @@ WEIGHT_FILES = (
     "*.pt",
     "*.pth",
 )
-_READ_AHEAD = 512 << 20  # bytes that the system may fetch while we work on a tensor; tensors are read nearly in order
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 _PARALLEL = "module."  # put before every name by torch's DataParallel
 
@@ -139,7 +138,7 @@ def _stored_tensor(path: Path, name: str, entry: Mapping[str, Any], start: int, 
 def _in_file(where: FileSlice, shape: tuple[int, ...], dtype: torch.dtype) -> StoredTensor:
     def read() -> Tensor:
         tensor = torch.empty(shape, dtype=dtype)
-        _read_at(where.path, where.offset, memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        _read_at(where.path, where.offset, tensor.flatten().view(torch.uint8).numpy().data)
         return tensor
 
     return StoredTensor(shape, dtype, read, where)
@@ -148,7 +147,6 @@ def _in_file(where: FileSlice, shape: tuple[int, ...], dtype: torch.dtype) -> St
 def _read_at(path: Path, offset: int, view: memoryview) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.posix_fadvise(descriptor, offset + len(view), _READ_AHEAD, os.POSIX_FADV_WILLNEED)
         while view:
             count = os.preadv(descriptor, [view], offset)  # at most 2 GB at a time
             if count == 0:

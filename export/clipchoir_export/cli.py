@@ -172,6 +172,29 @@ def inspect(
             raise typer.Exit(1)
 
 
+@app.command()
+def tensorrt(
+    repository: Annotated[Path, typer.Argument(help="A model repository that clipchoir built.")],
+    opt_batch: Annotated[
+        int | None,
+        typer.Option(min=1, help="Batch size to tune the engines for; default 32, or the largest.", show_default=False),
+    ] = None,
+) -> None:
+    """Write what building TensorRT engines needs: for each encoder a config, and a script that builds and checks."""
+    with _reporting():
+        from clipchoir_export.tensorrt_engines import SERVE, build_command, write_engine_builds
+
+        for model in write_engine_builds(repository, opt_batch):
+            _say(f"{model}: wrote {model}/configs/tensorrt.pbtxt, {model}/tensorrt/build.sh and what that needs")
+        _say("build and check the engines, with TRITON_IMAGE set to NVIDIA's tritonserver image:")
+        _output().print(build_command(repository), soft_wrap=True, markup=False)
+        _say(f"then serve them with: {SERVE}")
+
+
+def _say(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
 def _output() -> Console:
     """Standard output; as wide as the table where it is not a terminal."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 160)

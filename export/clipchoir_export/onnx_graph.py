@@ -127,6 +127,7 @@ def trace(
     _bind(model.graph, weights, constants, DTYPES[precision])
     _transpose_weights(model.graph, keep_layout)
     _simplify(model)
+    _cast_bytes_first(model.graph)
     if precision != "fp32":
         _softmax_in_float32(model.graph)
     if precision == "bf16" and OPSETS[dialect] < 22:
@@ -191,6 +192,20 @@ def _transpose_weights(graph: ir.Graph, keep_layout: bool) -> None:
         graph.register_initializer(transposed)
         node.outputs[0].replace_all_uses_with(transposed)
         graph.remove(node, safe=True)
+
+
+def _cast_bytes_first(graph: ir.Graph) -> None:
+    """TensorRT takes bytes into a Cast and into no other node, not even into Shape: let these use what is cast."""
+    (source,) = graph.inputs
+    casts = [node for node in source.consumers() if node.op_type == "Cast"]
+    if source.dtype != ir.DataType.UINT8 or not casts:
+        return
+    cast = casts[0]
+    graph.remove(cast)
+    graph.insert_before(graph[0], cast)
+    for node, index in tuple(source.uses()):
+        if node is not cast:
+            node.replace_input_with(index, cast.outputs[0])
 
 
 def _softmax_in_float32(graph: ir.Graph) -> None:

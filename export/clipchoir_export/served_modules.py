@@ -52,7 +52,7 @@ class ServedImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(architecture.std).view(3, 1, 1))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        x = pixels.permute(0, 3, 1, 2).float()  # (N, 3, S, S)
+        x = pixels.float().permute(0, 3, 1, 2)  # (N, 3, S, S); in this order: TensorRT cannot move bytes
         x = self.sharpen(x)
         x = (x / 255.0 - self.mean) / self.std
         x = x.to(next(self.tower.parameters()).dtype)
