@@ -137,6 +137,11 @@ def with_corrupt_weights(copy: Path) -> None:
     (copy / "evaclip" / "1" / "model.onnx").write_bytes(b"not onnx")
 
 
+def with_an_impossible_warm_up(copy: Path) -> None:
+    config = copy / "metaclip" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "1,16"', 'string_value: "1,-16"'))
+
+
 def with_foreign_label_sets(copy: Path) -> None:
     config = copy / "ensembling" / "config.pbtxt"
     text = re.sub(r'("evaclip_fingerprint" value \{ string_value: )"1=[0-9a-f]+"', r'\1"1=0123"', config.read_text())
@@ -148,6 +153,7 @@ def with_foreign_label_sets(copy: Path) -> None:
     [
         (without_weights, "metaclip", r"model\.onnx is missing; build the repository with clipchoir-export build"),
         (with_corrupt_weights, "evaclip", r"Protobuf parsing failed"),
+        (with_an_impossible_warm_up, "metaclip", r"negative dimensions are not allowed"),
         (with_foreign_label_sets, "ensembling", r"serves evaclip 0123; build the repository again"),
     ],
 )

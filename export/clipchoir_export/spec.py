@@ -85,8 +85,9 @@ class ServingSpec(_Table):
     )
     encoder_timeout_ms: int = Field(
         default=30_000,
-        ge=1,
-        description="How long a request may wait for an encoder. Long enough for a few full batches on a CPU.",
+        ge=1000,
+        description="How long a request may wait for an encoder. Long enough for a few full batches on a CPU. Not "
+        "below 1,000: the embedded Triton may crash on a request that one encoder rejects before the other has it.",
     )
     encoder_instances: int = Field(
         default=1,

@@ -175,7 +175,7 @@ class Triton:
         """
         deadline = time.monotonic() + timeout
         with grpcclient.InferenceServerClient(self.address.grpc, channel_args=_CHANNEL) as client:
-            while not self._is_listening(client):
+            while not (self._is_listening(client) and self._has_metrics()):
                 if self.process.poll() is not None:
                     raise ServerError(self._epitaph())
                 if time.monotonic() > deadline:
@@ -245,6 +245,14 @@ class Triton:
             return bool(client.is_server_live(client_timeout=1.0))
         except InferenceServerException:
             return False
+
+    def _has_metrics(self) -> bool:
+        """Triton opens this port last."""
+        try:
+            socket.create_connection((self.address.host, self.address.metrics_port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
