@@ -54,7 +54,9 @@ class ServingSpec(_Table):
     """How Triton runs the models. The descriptions are the reasons for the defaults; docs/serving.md shows them."""
 
     max_batch_size: int = Field(
-        default=64, ge=1, description="Rows of a request, and of a pass of an encoder: beyond it a GPU gains little."
+        default=64,
+        ge=1,
+        description="Rows of a request, as the wire contract has it, and of an encoder's largest pass.",
     )
     priority_levels: int = Field(
         default=3, ge=1, description="Urgent, normal and bulk requests; 1 goes first, at every step."
@@ -124,8 +126,8 @@ class ServingSpec(_Table):
     )
     execution_provider: Literal["cuda", "tensorrt"] = Field(
         default="cuda",
-        description="Variant `gpu`: `tensorrt` is faster, but builds its engines when the server starts, and takes no "
-        "encoder beyond 2 GB of weights.",
+        description="Variant `gpu`: `tensorrt` may be faster, but builds its engines when the server starts, and "
+        "takes no encoder beyond 2 GB of weights.",
     )
     tensorrt_cache: str | None = Field(
         default=None,
