@@ -4,13 +4,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
 from clipchoir_export.ensembling_step import CONTEXT_LENGTH
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_export.towers import Architecture
 
 UNBUILT = "unbuilt"
+_TEMPLATES = Environment(
+    loader=PackageLoader("clipchoir_export"),
+    undefined=StrictUndefined,
+    autoescape=False,  # noqa: S701  protobuf text and shell, not HTML
+    keep_trailing_newline=True,
+)
 
 
 @dataclass(frozen=True)
@@ -54,27 +60,25 @@ def render_configs(
         "outputs": public_outputs(architectures),
         "context_length": CONTEXT_LENGTH,
     }
-    environment = Environment(
-        loader=PackageLoader("clipchoir_export"),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  protobuf text, not HTML
-        keep_trailing_newline=True,
-    )
     templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "zero_shot")}
     configs = {
-        Path(name) / "config.pbtxt": environment.get_template(template).render(context)
-        for name, template in templates.items()
+        Path(name) / "config.pbtxt": load_template(template).render(context) for name, template in templates.items()
     }
     for encoder in spec.encoders:
-        configs[Path(encoder.name) / "config.pbtxt"] = environment.get_template("encoder.pbtxt.j2").render(
+        configs[Path(encoder.name) / "config.pbtxt"] = load_template("encoder.pbtxt.j2").render(
             context, encoder=encoder, architecture=architectures[encoder.name]
         )
     for name in text_encoders:
         model = text_model(name)
-        configs[Path(model) / "config.pbtxt"] = environment.get_template("text_encoder.pbtxt.j2").render(
+        configs[Path(model) / "config.pbtxt"] = load_template("text_encoder.pbtxt.j2").render(
             context, model=model, architecture=architectures[name]
         )
     return configs
+
+
+def load_template(name: str) -> Template:
+    """A template of this package."""
+    return _TEMPLATES.get_template(name)
 
 
 def text_model(encoder: str) -> str:

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 from google.protobuf import text_format
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tritonclient.grpc import model_config_pb2
 
 from clipchoir_export import engine_check
-from clipchoir_export.configs import text_model
+from clipchoir_export.configs import load_template, text_model
 from clipchoir_export.encoder_build import ENSEMBLING, EVIDENCE, IMAGE_ENCODER, TEXT_ENCODER, label_set_file
 from clipchoir_export.ensembling_step import EmbeddedLabelSet, PromptTokenizer
 from clipchoir_export.errors import RepositoryError
@@ -128,7 +127,7 @@ def _variant(config: Any) -> bytes:
     for field in _NOT_OF_A_PLAN:
         shared.ClearField(field)
     text = text_format.MessageToString(shared, use_short_repeated_primitives=True)
-    return _render("tensorrt.pbtxt.j2", name=config.name, shared=text.rstrip())
+    return load_template("tensorrt.pbtxt.j2").render(name=config.name, shared=text.rstrip()).encode()
 
 
 def _script(config: Any, version: str, manifest: Mapping[str, Any], rows: int, opt_batch: int | None) -> bytes:
@@ -138,8 +137,7 @@ def _script(config: Any, version: str, manifest: Mapping[str, Any], rows: int, o
             f"{config.name} takes batches of {largest} at most; an engine cannot be tuned for {opt_batch}"
         )
     tensor = config.input[0]
-    return _render(
-        "build_engine.sh.j2",
+    script = load_template("build_engine.sh.j2").render(
         model=config.name,
         version=version,
         input=tensor.name,
@@ -150,6 +148,7 @@ def _script(config: Any, version: str, manifest: Mapping[str, Any], rows: int, o
         fused_attention=manifest["opset"] >= _ATTENTION_SINCE,
         advice=_ADVICE[manifest["precision"]],
     )
+    return script.encode()
 
 
 def _read_config(path: Path) -> Any:
@@ -191,17 +190,6 @@ def _prompts(repository: Path, model: str, manifest: Mapping[str, Any]) -> Answe
 
 def _shape(dims: Any, batch: int) -> str:
     return "x".join(str(size) for size in (batch, *dims))
-
-
-def _render(template: str, **values: Any) -> bytes:
-    environment = Environment(
-        loader=PackageLoader("clipchoir_export"),
-        undefined=StrictUndefined,
-        autoescape=False,  # noqa: S701  protobuf text and shell, not HTML
-        keep_trailing_newline=True,
-        trim_blocks=True,
-    )
-    return environment.get_template(template).render(values).encode()
 
 
 def _write(path: Path, content: bytes) -> None:
