@@ -34,7 +34,7 @@ clean:  ## remove everything that was built, the environment too
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(DEMO): $(READY) $(SOURCES) $(CHECKPOINTS)
-	$(BIN)/clipchoir-export build demo
+	$(BIN)/clipchoir-export build demo --text-encoders
 
 # A Python of the right version whose shared library is there: the embedded Triton's Python steps link against it.
 define SUITABLE

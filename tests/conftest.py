@@ -1,6 +1,7 @@
 """One repository and one real tritonserver for the whole run."""
 
 import io
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -50,14 +51,21 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def repository(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pair's repository, built by the real command."""
     target = tmp_path_factory.mktemp("build") / "demo"
-    built = run("clipchoir-export", "build", spec, "--repository", target)
+    built = run("clipchoir-export", "build", spec, "--repository", target, "--text-encoders")
     assert built.returncode == 0, built.stderr
     return target
 
 
 @pytest.fixture(scope="session")
-def server(repository: Path) -> Iterator[Triton]:
+def label_set_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the session's server keeps the label sets of requests."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path, label_set_cache: Path) -> Iterator[Triton]:
     """A real tritonserver on free ports."""
+    os.environ["CLIPCHOIR_CACHE"] = str(label_set_cache)  # of every server that the tests start
     with serving(repository, Address.choose()) as triton:
         yield triton
 

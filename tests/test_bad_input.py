@@ -2,7 +2,6 @@
 
 import io
 import struct
-import zlib
 
 import numpy as np
 import pytest
@@ -11,20 +10,11 @@ from PIL import Image
 
 import reference
 from conftest import ROOT, encoded, infer, noise
+from hostile_images import png_header_of
 
 SCENES = ROOT / "export" / "label_sets" / "scenes.toml"
 OUTPUTS = ["label", "score", "scores", "encoder_scores", "metaclip_embedding", "evaclip_embedding", "error"]
 JPEG = encoded(noise(10), "JPEG", quality=95)
-
-
-def png_header_of(width: int, height: int) -> bytes:
-    """A PNG that claims to be huge and holds next to nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 1000)) + chunk(b"IEND", b"")
 
 
 def sixteen_bit_grey() -> bytes:

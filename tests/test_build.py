@@ -64,7 +64,7 @@ def manifest(version: Path) -> dict:
 
 
 def test_the_manifest_says_what_was_built(tiny_spec: Path, target: Path) -> None:
-    assert build(tiny_spec, target, VERIFIED) == ["ensembling/1", "preprocess/1", "tiny/1", "zero_shot/1"]
+    assert build(tiny_spec, target, VERIFIED) == ["ensembling/1", "label_sets/1", "preprocess/1", "tiny/1", "zero_shot/1"]
     found = manifest(target / "tiny" / "1")
     assert found["preprocessing"]["sharpness"] == 2.0
     assert found["preprocessing"]["image_size"] == 224
@@ -93,6 +93,22 @@ def test_another_label_set_makes_a_new_version_of_ensembling_alone(tiny_spec: Pa
     label_set.write_text(label_set.read_text().replace('"dog"', '"dog", "bird"'))
     assert build(tiny_spec, target) == ["ensembling/2"]
     assert (target / "ensembling" / "1" / "label_sets" / "pets.safetensors").is_file()
+
+
+def test_other_serving_options_reach_every_config_and_make_no_new_version(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    configs = target / "tiny" / "configs"
+    own = configs.parent / "own.pbtxt"
+    (configs / "gpu.pbtxt").rename(own)
+    configs.rmdir()  # as in a repository from before there were variants
+    assert build(tiny_spec, target) == []
+    assert (configs / "gpu.pbtxt").read_bytes() == own.read_bytes()
+    (configs / "own.pbtxt").write_bytes(own.read_bytes())
+    tiny_spec.write_text(tiny_spec.read_text() + "[serving]\nencoder_timeout_ms = 1234\ngpus = [3]\n")
+    assert build(tiny_spec, target) == []
+    assert "default_timeout_microseconds: 1234000" in (target / "tiny" / "config.pbtxt").read_text()
+    assert "gpus: [ 3 ]" in (configs / "gpu.pbtxt").read_text()
+    assert (configs / "own.pbtxt").read_bytes() == own.read_bytes()
 
 
 def test_a_new_version_is_served_and_rolled_back_by_its_folder(tiny_spec: Path, target: Path) -> None:

@@ -108,8 +108,6 @@ def test_errors_are_typed(client: Client, server: Triton) -> None:
         client.classify(image, weights=[1])
     with pytest.raises(clipchoir.BadRequestError, match="batch"):
         client.classify(image * 65, batch_size=65)
-    with Client(server.address.grpc, timeout=1e-6) as hasty, pytest.raises(clipchoir.TimedOutError):
-        hasty.classify(image)
     with Client("localhost:1") as nobody, pytest.raises(clipchoir.UnreachableError, match="no server answers"):
         nobody.classify(image)
 
@@ -173,7 +171,7 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
         silent.listen()
         start = time.monotonic()
         with (
-            pytest.raises(clipchoir.ClipchoirError),
+            pytest.raises(clipchoir.TimedOutError),
             Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout=2) as client,
         ):
             client.classify([b"x"] * 20, batch_size=1)

@@ -143,7 +143,7 @@ def test_request_parameters_change_the_scores_as_the_formula_says(
         ({"weights": "nan,1"}, "INVALID_ARGUMENT", "finite"),
         ({"drop_below": "1.5"}, "INVALID_ARGUMENT", "drop_below must be at least 0 and below 1"),
         ({"drop_below": True}, "INVALID_ARGUMENT", "drop_below must be a number"),
-        ({"label_set_spec": "{}"}, "UNIMPLEMENTED", "label_set_spec needs text encoders"),
+        ({"label_set_spec": "{}"}, "INVALID_ARGUMENT", "classes must be a list of strings"),
         ({"logit_scale": "0"}, "INVALID_ARGUMENT", "logit_scale must be above 0"),
         ({"logit_scale": "inf"}, "INVALID_ARGUMENT", "finite"),
     ],

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,58 +14,7 @@ import tritonclient.grpc as grpcclient
 
 from clipchoir_server.triton import Address, ServerError, check_that_it_starts, serving
 from conftest import BIN, encoded, infer, noise, run
-
-FREE_PORTS = ("--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
-
-
-@contextmanager
-def started(repository: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The running command, and the gRPC address that it printed."""
-    command: list[str | Path] = [BIN / "clipchoir-server", repository, *FREE_PORTS]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            match = re.search(r"gRPC (127\.0\.0\.1:\d+)", line)
-            assert match, line + (process.stderr.read() if process.stderr else "")
-            yield process, match[1]
-        finally:
-            process.kill()
-
-
-def descendants(pid: int) -> set[int]:
-    """Process ids below a process, whatever sessions they are in."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: set[int] = set()
-    waiting = [pid]
-    while waiting:
-        for child in children.get(waiting.pop(), []):
-            found.add(child)
-            waiting.append(child)
-    return found
-
-
-def gone(pids: set[int], within: float = 20.0) -> bool:
-    """Whether all these processes end within some seconds; zombies have ended."""
-    deadline = time.monotonic() + within
-    while time.monotonic() < deadline:
-        if not any(is_running(pid) for pid in pids):
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+from launcher import FREE_PORTS, descendants, gone, started
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -91,7 +38,7 @@ def test_nothing_is_left_when_the_launcher_is_killed(repository: Path) -> None:
 
 
 def test_it_ends_with_an_error_when_tritonserver_dies(repository: Path) -> None:
-    with started(repository) as (process, _):
+    with started(repository, "--on-dead-step", "exit") as (process, _):
         below = descendants(process.pid)
         for pid in below:
             if "tritonserver" in Path(f"/proc/{pid}/cmdline").read_text().split("\0")[0]:
@@ -155,12 +102,44 @@ def copy(repository: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(repository, tmp_path / "copy"))
 
 
+def test_a_variant_is_served_where_a_model_has_it(copy: Path) -> None:
+    plain = (copy / "evaclip" / "config.pbtxt").read_text()
+    delay = "max_queue_delay_microseconds: "
+    (copy / "evaclip" / "configs" / "mine.pbtxt").write_text(re.sub(rf"{delay}\d+", f"{delay}7", plain))
+    address = Address.choose()
+    with serving(copy, address, config_name="mine"), grpcclient.InferenceServerClient(address.grpc) as client:
+        delays = {
+            name: client.get_model_config(name).config.dynamic_batching.max_queue_delay_microseconds
+            for name in ("evaclip", "metaclip")
+        }
+        assert infer(client, [encoded(noise(0))], ["error"])["error"][0, 0] == b""
+    assert delays == {"evaclip": 7, "metaclip": 500}
+
+
+def test_a_variant_that_no_model_has_is_told_with_those_there_are(repository: Path) -> None:
+    result = run("clipchoir-server", repository, *FREE_PORTS, "--config-name", "tpu")
+    assert result.returncode == 1
+    assert result.stderr == f"error: no model of {repository} has a configs/tpu.pbtxt; there is gpu\n"
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU, on which the variant may well load")
+def test_the_gpu_variant_on_a_machine_without_one_is_told(repository: Path) -> None:
+    result = run("clipchoir-server", repository, *FREE_PORTS, "--config-name", "gpu")
+    assert result.returncode == 1
+    assert re.search(r"model (meta|eva)clip: .*GPU", result.stderr)
+
+
 def without_weights(copy: Path) -> None:
     (copy / "metaclip" / "1" / "model.onnx").unlink()
 
 
 def with_corrupt_weights(copy: Path) -> None:
     (copy / "evaclip" / "1" / "model.onnx").write_bytes(b"not onnx")
+
+
+def with_an_impossible_warm_up(copy: Path) -> None:
+    config = copy / "metaclip" / "config.pbtxt"
+    config.write_text(config.read_text().replace('string_value: "1,16"', 'string_value: "1,-16"'))
 
 
 def with_foreign_label_sets(copy: Path) -> None:
@@ -174,6 +153,7 @@ def with_foreign_label_sets(copy: Path) -> None:
     [
         (without_weights, "metaclip", r"model\.onnx is missing; build the repository with clipchoir-export build"),
         (with_corrupt_weights, "evaclip", r"Protobuf parsing failed"),
+        (with_an_impossible_warm_up, "metaclip", r"negative dimensions are not allowed"),
         (with_foreign_label_sets, "ensembling", r"serves evaclip 0123; build the repository again"),
     ],
 )

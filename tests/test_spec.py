@@ -61,6 +61,18 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
         ('label_sets = ["scenes"]', "label_sets = []", ["label_sets", "at least 1"]),
         ('name = "mine"', "name = mine", ["is not valid TOML"]),
         ("[[encoders]]", "[serving]\nbatch = 3\n[[encoders]]", ["serving.batch: unknown key", "max_batch_size"]),
+        ("[[encoders]]", "[serving]\ndefault_priority = 4\n[[encoders]]", ["serving: ", "one of 1 to 3"]),
+        ("[[encoders]]", "[serving]\ngpus = []\n[[encoders]]", ["serving.gpus", "at least 1"]),
+        (
+            "[[encoders]]",
+            "[serving]\nwarmup_batch_sizes = [0]\n[[encoders]]",
+            ["serving.warmup_batch_sizes.0", "(got 0)"],
+        ),
+        (
+            "[[encoders]]",
+            "[serving]\nencoder_gpus = { second = [1] }\n[[encoders]]",
+            ["serving.encoder_gpus names second; the encoders are first"],
+        ),
     ],
 )
 def test_a_wrong_spec_names_the_file_the_key_and_what_is_allowed(

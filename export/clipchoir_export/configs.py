@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
@@ -51,7 +52,7 @@ def render_configs(
         text_encoders: names of the encoders whose text towers are models of the repository, too.
     """
     identity = identity or Identity({"1": dict.fromkeys(architectures, UNBUILT)}, UNBUILT)
-    context = {
+    context: dict[str, Any] = {
         "spec": spec,
         "serving": spec.serving,
         "architectures": architectures,
@@ -59,21 +60,33 @@ def render_configs(
         "identity": identity,
         "outputs": public_outputs(architectures),
         "context_length": CONTEXT_LENGTH,
+        # Label sets are embedded by every encoder, or by none.
+        "text_models": ",".join(f"{name}={text_model(name)}" for name in architectures)
+        if set(text_encoders) >= architectures.keys()
+        else "",
     }
-    templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "zero_shot")}
+    templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "label_sets", "zero_shot")}
     configs = {
         Path(name) / "config.pbtxt": load_template(template).render(context) for name, template in templates.items()
     }
+    serving = spec.serving
     for encoder in spec.encoders:
-        configs[Path(encoder.name) / "config.pbtxt"] = load_template("encoder.pbtxt.j2").render(
-            context, encoder=encoder, architecture=architectures[encoder.name]
-        )
+        context.update(encoder=encoder, architecture=architectures[encoder.name])
+        template = load_template("encoder.pbtxt.j2")
+        configs |= _with_variant(encoder.name, template, context, serving.gpus_of(encoder.name))
     for name in text_encoders:
-        model = text_model(name)
-        configs[Path(model) / "config.pbtxt"] = load_template("text_encoder.pbtxt.j2").render(
-            context, model=model, architecture=architectures[name]
-        )
+        context.update(model=text_model(name), architecture=architectures[name])
+        template = load_template("text_encoder.pbtxt.j2")
+        configs |= _with_variant(text_model(name), template, context, serving.text_gpus_of(name))
     return configs
+
+
+def _with_variant(model: str, template: Template, context: Mapping[str, Any], gpus: Collection[int]) -> dict[Path, str]:
+    """A model's config for any machine, and beside it the one that Triton takes with `--model-config-name=gpu`."""
+    return {
+        Path(model) / "config.pbtxt": template.render(context, gpus=None),
+        Path(model) / "configs" / "gpu.pbtxt": template.render(context, gpus=gpus),
+    }
 
 
 def load_template(name: str) -> Template:

@@ -25,6 +25,7 @@ from clipchoir_export.ensembling_step import (
     LabelSet,
     LabelSetFileError,
     PromptTokenizer,
+    class_embeddings,
 )
 from clipchoir_export.errors import RepositoryError, VerificationError
 from clipchoir_export.onnx_files import Written, weight_bytes, write_model
@@ -229,7 +230,7 @@ class EncoderBuild:
         name, folder = self.spec.name, self.staging.folder / self.spec.name
         verification = None
         if self.options.verify != "off":
-            classifier = class_embeddings(embeddings[label_set.name], label_set.prompt_counts())
+            classifier = class_embeddings(embeddings[label_set.name], np.array(label_set.prompt_counts()))
             step = self.staging.step(
                 f"{name}.verified", self._image_key | {"classes": label_set.classes}, partial(self._verify, classifier)
             )
@@ -312,14 +313,6 @@ class EncoderBuild:
 
     def _task(self, description: str, unit: str, total: int | None) -> TaskID:
         return self.progress.add_task(description, total=total, unit=unit)
-
-
-def class_embeddings(prompts: NDArray[np.float32], counts: Sequence[int]) -> NDArray[np.float32]:
-    """Mean of each class's prompts: (P, D) -> (C, D), rows of length 1."""
-    edges = np.cumsum([0, *counts[:-1]])
-    means = np.add.reduceat(prompts, edges, axis=0)
-    rows: NDArray[np.float32] = means / np.linalg.norm(means, axis=1, keepdims=True)
-    return rows
 
 
 def label_set_file(ensembling: Path | None, name: str) -> Path:

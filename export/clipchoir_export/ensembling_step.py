@@ -11,5 +11,16 @@ sys.path.append(str(resource("model_repository") / "ensembling" / "1"))
 
 from clipchoir_label_sets import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_prompts import CONTEXT_LENGTH, LabelSet, LabelSetError, PromptTokenizer
+from clipchoir_scoring import class_embeddings
+from clipchoir_text import PromptEmbedder
 
-__all__ = ["CONTEXT_LENGTH", "EmbeddedLabelSet", "LabelSet", "LabelSetError", "LabelSetFileError", "PromptTokenizer"]
+__all__ = [
+    "CONTEXT_LENGTH",
+    "EmbeddedLabelSet",
+    "LabelSet",
+    "LabelSetError",
+    "LabelSetFileError",
+    "PromptEmbedder",
+    "PromptTokenizer",
+    "class_embeddings",
+]

@@ -13,7 +13,7 @@ from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.onnx_files import MODEL
 from clipchoir_export.publishing import CONFIG, newest, read_manifest, versions
-from clipchoir_export.repository import PREPROCESS, ZERO_SHOT
+from clipchoir_export.repository import LABEL_SETS, PREPROCESS, ZERO_SHOT
 
 HEADINGS = ("model", "version", "size", "precision", "parameters", "fingerprint", "agreement")
 
@@ -129,7 +129,7 @@ def _onnx_problems(version: Path) -> Iterator[str]:
 
 
 def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
-    for name in (PREPROCESS, ENSEMBLING):
+    for name in (PREPROCESS, ENSEMBLING, LABEL_SETS):
         if newest(repository / name) is None or not (newest(repository / name) / "model.py").is_file():  # type: ignore[operator]
             yield f"{name}: has no model.py"
     served = {each.model: each.manifest for each in found.models if each.served}

@@ -98,13 +98,21 @@ def _publish_model(model: Path, place: Path, undo: list[Callable[[], object]]) -
         model.rename(place)
         undo.append(lambda: place.rename(model))
         return
-    # The config first: it may have to know the new version when that is loaded, and old versions are still in it.
-    config = place / CONFIG
-    if not filecmp.cmp(model / CONFIG, config, shallow=False):
-        before = config.read_bytes()
-        os.replace(model / CONFIG, config)  # noqa: PTH105
-        undo.append(lambda: config.write_bytes(before))
+    # The configs first: they may have to know the new version when that is loaded, and old versions are still in them.
+    for new_config in sorted(model.rglob("*.pbtxt")):
+        _replace(new_config, place / new_config.relative_to(model), undo)
     for number in versions(model):
         new, old = place / str(number), model / str(number)
         old.rename(new)
         undo.append(lambda new=new, old=old: new.rename(old))  # type: ignore[misc]
+
+
+def _replace(new: Path, file: Path, undo: list[Callable[[], object]]) -> None:
+    if not file.exists():
+        file.parent.mkdir(exist_ok=True)
+        new.rename(file)
+        undo.append(lambda: file.unlink())
+    elif not filecmp.cmp(new, file, shallow=False):
+        before = file.read_bytes()
+        os.replace(new, file)  # noqa: PTH105
+        undo.append(lambda: file.write_bytes(before))

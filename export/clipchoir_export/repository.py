@@ -35,7 +35,7 @@ from clipchoir_export.staging import Staging
 from clipchoir_export.text import write_tokenizer
 from clipchoir_export.towers import Architecture
 
-ZERO_SHOT, PREPROCESS = "zero_shot", "preprocess"
+ZERO_SHOT, PREPROCESS, LABEL_SETS = "zero_shot", "preprocess", "label_sets"
 _TREE = "publish"
 
 
@@ -95,10 +95,12 @@ def write_source(
         OSError: a file cannot be written.
     """
     for path, content in render_configs(spec, architectures).items():
-        version = folder / path.parent / "1"
-        version.mkdir(parents=True, exist_ok=True)
+        model = path.parts[0]
+        version = folder / model / "1"
+        for needed in (version, (folder / path).parent):
+            needed.mkdir(parents=True, exist_ok=True)
         (folder / path).write_text(content, encoding="utf-8")
-        sources = _python_sources(path.parent.name)
+        sources = _python_sources(model)
         for source in sources:
             copy = version / source.name
             if not (copy.exists() and copy.samefile(source)):
@@ -124,7 +126,7 @@ def _assemble(
     """Lay out new version folders and every config, as they shall stand in the target."""
     fingerprints = {name: encoder.fingerprint for name, encoder in built.items()}
     label_content = [[each.name, each.classes, each.prompts(), each.prompt_counts()] for each in label_sets]
-    content = [spec.model_dump(mode="json"), fingerprints, label_content, build_tools()]
+    content = [spec.model_dump(mode="json", exclude={"serving"}), fingerprints, label_content, build_tools()]
     version, is_new = _ensembling_version(target, digest(content))
     known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
     identity = Identity(
@@ -150,9 +152,10 @@ def _assemble(
         }
         manifest = {"kind": ENSEMBLING, "encoders": encoder_list, "label_sets": list(spec.label_sets)}
         write_manifest(folder, {**manifest, "repository_version": identity.version, "key": digest(content)})
-    current = newest(target / PREPROCESS)
-    if current is None or not holds_sources(current, _python_sources(PREPROCESS)):
-        _copy_sources(PREPROCESS, tree / PREPROCESS / next_version(target / PREPROCESS))
+    for step in (PREPROCESS, LABEL_SETS):
+        current = newest(target / step)
+        if current is None or not holds_sources(current, _python_sources(step)):
+            _copy_sources(step, tree / step / next_version(target / step))
     if newest(target / ZERO_SHOT) is None:
         (tree / ZERO_SHOT / "1").mkdir()
 

@@ -28,6 +28,7 @@ _BUILTIN = "builtin:"
 Precision = Literal["fp32", "fp16", "bf16"]
 Dialect = Literal["portable", "current"]
 LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Gpu = Annotated[int, Field(ge=0)]  # its number, as nvidia-smi counts
 
 
 class _Table(BaseModel):
@@ -50,12 +51,140 @@ class EncoderSpec(_Table):
 
 
 class ServingSpec(_Table):
-    """How Triton runs the models."""
+    """How Triton runs the models. The descriptions are the reasons for the defaults; docs/serving.md shows them."""
 
-    max_batch_size: int = Field(default=64, ge=1)
-    preprocess_delay_us: int = Field(default=500, ge=0)
-    encoder_delay_us: int = Field(default=0, ge=0)
-    ensembling_delay_us: int = Field(default=0, ge=0)
+    max_batch_size: int = Field(
+        default=64,
+        ge=1,
+        description="Rows of a request, as the wire contract has it, and of an encoder's largest pass.",
+    )
+    priority_levels: int = Field(
+        default=3, ge=1, description="Urgent, normal and bulk requests; 1 goes first, at every step."
+    )
+    default_priority: int = Field(
+        default=2, ge=1, description="Of a request that names none: there is room above and below it."
+    )
+    preprocess_delay_us: int = Field(
+        default=500, ge=0, description="How long a batch may wait for more rows; short beside a pass of an encoder."
+    )
+    preprocess_queue_size: int = Field(
+        default=128,
+        ge=1,
+        description="Requests of one priority that may wait to be decoded. The only bound by number: one on the "
+        "encoders, which run side by side, wedged whole servers before Triton 26.03.",
+    )
+    preprocess_timeout_ms: int = Field(
+        default=10_000,
+        ge=1,
+        description="How long a request may wait to be decoded. Together with `encoder_timeout_ms` less than the "
+        "client's own 60 s, so that it is told of an overload and does not merely give up.",
+    )
+    encoder_delay_us: int = Field(
+        default=500,
+        ge=0,
+        description="How long a batch may wait for more rows: those that were decoded together arrive together, and "
+        "one pass over all of them is cheaper than one over the first and one over the rest.",
+    )
+    encoder_timeout_ms: int = Field(
+        default=30_000,
+        ge=1000,
+        description="How long a request may wait for an encoder. Long enough for a few full batches on a CPU. Not "
+        "below 1,000: the embedded Triton may crash on a request that one encoder rejects before the other has it.",
+    )
+    encoder_instances: int = Field(
+        default=1,
+        ge=1,
+        description="Copies of an encoder on a CPU, or on each GPU. One uses all cores; Triton's own choice, two, "
+        "doubles the memory and was no faster.",
+    )
+    text_encoder_timeout_ms: int = Field(
+        default=600_000,
+        ge=1,
+        description="How long a batch of prompts may wait: a new label set of 1,000 classes is hundreds of batches.",
+    )
+    ensembling_delay_us: int = Field(
+        default=0, ge=0, description="Scoring gains nothing from larger batches. Nor may it reject what is encoded."
+    )
+    warmup_batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        default=(1, 16),
+        description="Passes of each encoder before the server is ready: one image, and the client's batch. The variant "
+        "`gpu` takes 1 and `max_batch_size`, so that a batch that does not fit fails at the start.",
+    )
+    gpus: tuple[Gpu, ...] = Field(
+        default=(0,), min_length=1, description="Variant `gpu`: where each encoder has its copies."
+    )
+    encoder_gpus: dict[str, tuple[Gpu, ...]] = Field(
+        default={}, description="Variant `gpu`: encoders that stand elsewhere, such as `{ evaclip = [1] }`."
+    )
+    text_encoder_gpus: tuple[Gpu, ...] | None = Field(
+        default=None,
+        description="Variant `gpu`: where the text encoders stand; `[]` is the CPU, which leaves the GPU's memory to "
+        "the images. By default with their image encoders, so that a new label set is quick.",
+    )
+    gpu_instances: int = Field(
+        default=1, ge=1, description="Variant `gpu`: copies on each GPU. One pass fills it; a second copy is memory."
+    )
+    execution_provider: Literal["cuda", "tensorrt"] = Field(
+        default="cuda",
+        description="Variant `gpu`: `tensorrt` may be faster, but builds its engines when the server starts, and "
+        "takes no encoder beyond 2 GB of weights.",
+    )
+    tensorrt_cache: str | None = Field(
+        default=None,
+        pattern='^/[^"\\\\]+$',
+        description="Variant `gpu`, `tensorrt`: a writable folder of the server's for built engines; by default they "
+        "are built at every start.",
+    )
+
+    max_image_bytes: int = Field(
+        default=64 << 20, ge=1, description="Of one encoded image; larger ones are refused before they are looked at."
+    )
+    max_image_pixels: int = Field(
+        default=89_478_485, ge=1, description="Width times height, refused before decoding; PIL's own limit."
+    )
+    max_image_side: int = Field(default=65_535, ge=1, description="Pixels; the longest that a JPEG can have.")
+    decode_threads: int = Field(default=0, ge=0, description="Of each instance of `preprocess`; 0: one per core.")
+    jpeg_scaled_decoding: bool = Field(
+        default=False, description="Decode large JPEGs at a fraction of their size: faster, and not exact."
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServingSpec":
+        if self.default_priority > self.priority_levels:
+            raise ValueError(
+                f"default_priority is {self.default_priority}; it must be one of 1 to {self.priority_levels}, "
+                "the priority_levels"
+            )
+        return self
+
+    def warmups(self) -> list[int]:
+        """`warmup_batch_sizes`, none above `max_batch_size`."""
+        return sorted({min(size, self.max_batch_size) for size in self.warmup_batch_sizes})
+
+    def gpus_of(self, encoder: str) -> tuple[int, ...]:
+        """Where an image encoder stands in the variant `gpu`."""
+        return self.encoder_gpus.get(encoder, self.gpus)
+
+    def text_gpus_of(self, encoder: str) -> tuple[int, ...]:
+        """Where an encoder's text encoder stands in the variant `gpu`; empty: on the CPU."""
+        return self.gpus_of(encoder) if self.text_encoder_gpus is None else self.text_encoder_gpus
+
+
+class RequestLabelSetsSpec(_Table):
+    """Label sets that requests bring: how large they may be, and how many are kept."""
+
+    max_classes: int = Field(
+        default=1000, ge=1, description="More are embedded ahead of time: `clipchoir-export embed`."
+    )
+    max_prompts: int = Field(
+        default=2000,
+        ge=1,
+        description="Seconds on a GPU, for the largest text encoders. Where the first request gives up, the embedding "
+        "goes on, and a later one finds it.",
+    )
+    max_spec_bytes: int = Field(default=1 << 20, ge=2, description="2,000 prompts of full length are 0.6 MB.")
+    memory_mb: int = Field(default=256, ge=1, description="25 sets of 1,000 prompts of the real pair.")
+    disk_mb: int = Field(default=4096, ge=1, description="Of the files in the cache folder, which outlive the server.")
 
 
 class EnsembleSpec(_Table):
@@ -65,8 +194,10 @@ class EnsembleSpec(_Table):
     label_sets: tuple[LabelSetName, ...] = Field(min_length=1)  # the first is the default
     logit_scale: float = Field(default=100.0, gt=0, le=1000)
     drop_below: float = Field(default=0.0, ge=0, lt=1)
+    aggregate: Literal["softmax_mean", "mean_embedding"] = "softmax_mean"
     encoders: tuple[EncoderSpec, ...] = Field(min_length=1)
     serving: ServingSpec = ServingSpec()
+    request_label_sets: RequestLabelSetsSpec = RequestLabelSetsSpec()
 
     @model_validator(mode="after")
     def _check_encoders(self) -> "EnsembleSpec":
@@ -78,6 +209,9 @@ class EnsembleSpec(_Table):
                 raise ValueError(f'an encoder cannot be named "{name}": the repository uses that name itself')
         if not sum(encoder.weight for encoder in self.encoders) > 0:
             raise ValueError("every encoder has weight 0; at least one must be above 0")
+        strangers = sorted(set(self.serving.encoder_gpus) - set(names))
+        if strangers:
+            raise ValueError(f"serving.encoder_gpus names {', '.join(strangers)}; the encoders are {', '.join(names)}")
         return self
 
 
@@ -157,7 +291,11 @@ def _explain(problem: Mapping[str, Any]) -> str:
     location = problem["loc"]
     key = ".".join(str(part) for part in location)
     if problem["type"] == "extra_forbidden":
-        tables: dict[str, type[BaseModel]] = {"encoders": EncoderSpec, "serving": ServingSpec}
+        tables: dict[str, type[BaseModel]] = {
+            "encoders": EncoderSpec,
+            "serving": ServingSpec,
+            "request_label_sets": RequestLabelSetsSpec,
+        }
         table = tables.get(str(location[0]), EnsembleSpec) if len(location) > 1 else EnsembleSpec
         return f"{key}: unknown key; the keys here are {', '.join(table.model_fields)}"
     if problem["type"] == "missing":

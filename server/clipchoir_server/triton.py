@@ -22,11 +22,15 @@ from types import TracebackType
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
+from clipchoir_server.stubs import Stub, stubs_of
+
 _PRCTL = ctypes.CDLL(None).prctl  # bound here: between fork and exec is no place for loading libraries
 _PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 _SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
 _SHM = Path("/dev/shm")  # noqa: S108
 _POLL = 0.05  # seconds
+_WATCH = 0.2  # seconds
+_CHANNEL = [("grpc.enable_http_proxy", 0), ("grpc.max_reconnect_backoff_ms", 100)]  # it is near, or not there yet
 _KEPT_LINES = 400
 _LAST_LINES = 5.0  # seconds to wait for them
 _LOADER_FAILED = 127  # exit code of a program whose shared libraries are missing
@@ -36,6 +40,18 @@ _HARMLESS = "pinned_memory_manager"  # it warns that there is no GPU
 
 class ServerError(Exception):
     """The server cannot be started or has failed; the message says which model and why."""
+
+
+class DiedError(ServerError):
+    """A server that was up has died, as a whole or in part.
+
+    Attributes:
+        event: the same for machines.
+    """
+
+    def __init__(self, message: str, **event: object) -> None:
+        super().__init__(message)
+        self.event = event
 
 
 @dataclass(frozen=True)
@@ -77,6 +93,7 @@ def serving(
     address: Address,
     load_timeout: float = 600.0,
     on_line: Callable[[str], object] = sys.stderr.write,
+    config_name: str | None = None,
 ) -> Iterator["Triton"]:
     """Serve a repository for the length of a `with` block; it starts when every model is ready.
 
@@ -85,18 +102,21 @@ def serving(
         address: where to listen.
         load_timeout: seconds that loading the models may take.
         on_line: is given each line that tritonserver logs once the models are ready.
+        config_name: `gpu` for the models that have a `configs/gpu.pbtxt`.
 
     Raises:
-        ServerError: the folder is no repository, /dev/shm is too small, or a model does not load (with the model's
-            own error).
+        ServerError: the folder is no repository or has no such variant, /dev/shm is too small, or a model does not load
+            (with the model's own error).
     """
     if not (repository / "zero_shot" / "config.pbtxt").is_file():
         raise ServerError(f"{repository} is not a clipchoir repository; build one with: clipchoir-export build demo")
+    if config_name is not None:
+        _check_variant(repository, config_name)
     _check_shared_memory(repository)
     with tempfile.TemporaryDirectory(prefix="clipchoir-") as scratch:
         backends = Path(scratch) / "backends"
         _prepare_backends(backends)
-        with Triton(repository, backends, address, on_line) as triton:
+        with Triton(repository, backends, address, on_line, config_name) as triton:
             triton.wait_until_ready(load_timeout)
             yield triton
 
@@ -104,15 +124,23 @@ def serving(
 class Triton:
     """A running tritonserver. Use as a context manager: leaving it stops the server."""
 
-    def __init__(self, repository: Path, backends: Path, address: Address, on_line: Callable[[str], object]) -> None:
+    def __init__(
+        self,
+        repository: Path,
+        backends: Path,
+        address: Address,
+        on_line: Callable[[str], object],
+        config_name: str | None = None,
+    ) -> None:
         """Start the server; `on_line` is given each line of its log once every model is ready."""
         self.address = address
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._on_line = on_line
         self._announce = threading.Event()
+        self._stubs: list[Stub] = []
         self._regions = f"clipchoir_{os.getpid()}_{address.grpc_port}_"
         self.process = subprocess.Popen(
-            _command(repository, backends, address, self._regions),
+            _command(repository, backends, address, self._regions, config_name),
             env=_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -131,7 +159,10 @@ class Triton:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        if isinstance(error, DiedError):  # nothing can be answered any more, and a dead step would hold up the end
+            self.stop(patience=0)
+        else:
+            self.stop()
 
     def wait_until_ready(self, timeout: float) -> None:
         """Wait until every model is ready.
@@ -143,11 +174,10 @@ class Triton:
             ServerError: a model did not load (the message is the model's own), the server ended, or the time is up.
         """
         deadline = time.monotonic() + timeout
-        direct = [("grpc.enable_http_proxy", 0)]
-        with grpcclient.InferenceServerClient(self.address.grpc, channel_args=direct) as client:
-            while not self._is_listening(client):
+        with grpcclient.InferenceServerClient(self.address.grpc, channel_args=_CHANNEL) as client:
+            while not (self._is_listening(client) and self._has_metrics()):
                 if self.process.poll() is not None:
-                    self.wait()
+                    raise ServerError(self._epitaph())
                 if time.monotonic() > deadline:
                     raise ServerError(f"tritonserver was not ready within {timeout:g} s:\n{self.log()}")
                 time.sleep(_POLL)
@@ -161,16 +191,27 @@ class Triton:
             if _OUR_BACKEND in line:
                 self._tell(line)
         self._announce.set()
+        self._stubs = stubs_of(self.process.pid)
 
     def wait(self) -> None:
-        """Wait until the server ends, which it does not by itself.
+        """Wait until the server or one of its stubs ends, which none of them does by itself.
+
+        Triton starts no stub again, stays ready, and answers `INTERNAL` or nothing at all.
 
         Raises:
-            ServerError: it has ended.
+            DiedError: one of them has ended.
         """
-        self.process.wait()
-        self._reader.join(timeout=_LAST_LINES)
-        raise ServerError(f"tritonserver ended with exit code {self.process.returncode}:\n{self.log()}")
+        while self.process.poll() is None:
+            for stub in self._stubs:
+                if not stub.is_running():
+                    raise DiedError(
+                        f"the process {stub.pid} of the step {stub.model} has died",
+                        event="step_died",
+                        step=stub.model,
+                        pid=stub.pid,
+                    )
+            time.sleep(_WATCH)
+        raise DiedError(self._epitaph(), event="server_died", pid=self.process.pid, exit_code=self.process.returncode)
 
     def stop(self, patience: float = 20.0) -> None:
         """Ask the server to finish its requests and end; kill it after `patience` seconds."""
@@ -185,6 +226,8 @@ class Triton:
             if self.process.poll() is None:
                 os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait()
+        for stub in self._stubs:  # of a tritonserver that has died
+            stub.kill()
         self._reader.join(timeout=_LAST_LINES)
         for region in _SHM.glob(f"{self._regions}*"):  # left there by a killed server
             region.unlink(missing_ok=True)
@@ -193,11 +236,23 @@ class Triton:
         """The last lines of Triton's log."""
         return "".join(self._lines).rstrip()
 
+    def _epitaph(self) -> str:
+        self._reader.join(timeout=_LAST_LINES)
+        return f"tritonserver ended with exit code {self.process.returncode}:\n{self.log()}"
+
     def _is_listening(self, client: grpcclient.InferenceServerClient) -> bool:
         try:
             return bool(client.is_server_live(client_timeout=1.0))
         except InferenceServerException:
             return False
+
+    def _has_metrics(self) -> bool:
+        """Triton opens this port last."""
+        try:
+            socket.create_connection((self.address.host, self.address.metrics_port), timeout=1.0).close()
+        except OSError:
+            return False
+        return True
 
     def _read_log(self) -> None:
         assert self.process.stdout is not None  # noqa: S101  for the type checker: it is a pipe
@@ -250,11 +305,19 @@ def _check_shared_memory(repository: Path) -> None:
         )
 
 
+def _check_variant(repository: Path, config_name: str) -> None:
+    variants = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
+    if config_name not in variants:
+        raise ServerError(
+            f"no model of {repository} has a configs/{config_name}.pbtxt; there is {', '.join(variants) or 'none'}"
+        )
+
+
 def _explain(model: dict[str, str]) -> str:
     return f"{model['name']}: {model.get('reason') or model.get('state', 'not loaded')}"
 
 
-def _command(repository: Path, backends: Path, address: Address, regions: str) -> list[str]:
+def _command(repository: Path, backends: Path, address: Address, regions: str, config_name: str | None) -> list[str]:
     triton = _triton_folder()
     python = {"shm-default-byte-size": _SHARED_MEMORY, "shm-region-prefix-name": regions}
     options = {
@@ -272,6 +335,8 @@ def _command(repository: Path, backends: Path, address: Address, regions: str) -
         "exit-timeout-secs": 10,
         "log-info": "false",
     }
+    if config_name is not None:
+        options["model-config-name"] = config_name
     return [
         str(triton / "bin" / "tritonserver"),
         *(f"--{key}={value}" for key, value in options.items()),

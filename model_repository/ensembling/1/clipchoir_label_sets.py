@@ -1,8 +1,11 @@
 """The text embeddings of a label set, in memory and as one safetensors file."""
 
 import json
+import os
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,18 +13,13 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from clipchoir_scoring import MEAN_EMBEDDING, FloatArray, class_embeddings
+
 _COUNTS = "prompt_counts"
 
 
 class LabelSetFileError(Exception):
     """A label set file cannot be used; the message names the file and the next step."""
-
-
-class UnknownLabelSetError(KeyError):
-    """No label set has this name; the message lists the ones there are."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
 
 
 @dataclass(frozen=True)
@@ -42,16 +40,48 @@ class EmbeddedLabelSet:
     embeddings: Mapping[str, NDArray[np.float32]]
     fingerprints: Mapping[str, str]
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the embeddings in memory."""
+        return sum(each.nbytes for each in self.embeddings.values())
+
+    def texts(self, encoder: str, aggregate: str) -> tuple[FloatArray, NDArray[np.int64]]:
+        """What images are compared with, and how many of these rows each class has.
+
+        Returns:
+            (P, D) prompts and (C,) counts, or (C, D) means of each class's prompts and ones.
+        """
+        if aggregate == MEAN_EMBEDDING:
+            return self._means[encoder], np.ones(len(self.classes), np.int64)
+        return self.embeddings[encoder], self.prompt_counts
+
+    @cached_property
+    def _means(self) -> dict[str, FloatArray]:
+        return {encoder: class_embeddings(each, self.prompt_counts) for encoder, each in self.embeddings.items()}
+
+    def description(self) -> dict[str, object]:
+        """For people: everything but the embeddings."""
+        edges = np.cumsum(self.prompt_counts).tolist()
+        prompts = [self.prompts[start:end] for start, end in zip([0, *edges], edges, strict=False)]
+        return {
+            "classes": list(self.classes),
+            "prompts": dict(zip(self.classes, prompts, strict=True)),
+            "fingerprints": dict(self.fingerprints),
+        }
+
     def save(self, path: Path) -> None:
         """Write beside `path`, then rename: a reader never sees half a file."""
-        part = path.with_name(f".{path.name}.part")
+        part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
         metadata = {
             "classes": json.dumps(self.classes),
             "prompts": json.dumps(self.prompts),
             "fingerprints": json.dumps(dict(self.fingerprints)),
         }
-        part.write_bytes(save({_COUNTS: self.prompt_counts, **self.embeddings}, metadata))
-        part.replace(path)
+        try:
+            part.write_bytes(save({_COUNTS: self.prompt_counts, **self.embeddings}, metadata))
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: Path, fingerprints: Mapping[str, str]) -> "EmbeddedLabelSet":
@@ -96,23 +126,3 @@ class EmbeddedLabelSet:
             and all(each.ndim == 2 and len(each) == total for each in self.embeddings.values())
             and all(each.dtype == np.float32 for each in self.embeddings.values())
         )
-
-
-class NamedLabelSets:
-    """The label sets that were built into the repository, by name."""
-
-    def __init__(self, folder: Path, fingerprints: Mapping[str, str]) -> None:
-        """Load every file of the folder.
-
-        Raises:
-            LabelSetFileError: a file is unreadable or was made with other encoders.
-        """
-        paths = sorted(folder.glob("*.safetensors"))
-        self._by_name = {path.stem: EmbeddedLabelSet.load(path, fingerprints) for path in paths}
-
-    def __getitem__(self, name: str) -> EmbeddedLabelSet:
-        """Raises `UnknownLabelSetError`."""
-        if name not in self._by_name:
-            known = ", ".join(self._by_name) or "none"
-            raise UnknownLabelSetError(f'label set "{name}" is not in this repository, which has: {known}')
-        return self._by_name[name]

@@ -1,6 +1,7 @@
 """Label set -> prompts -> token ids: one rule for the export and for whatever embeds prompts at run time."""
 
 import html
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,15 @@ _KEYS = ("classes", "templates", "extra")
 
 class LabelSetError(ValueError):
     """A label set is wrong; the message names what, and what would be right."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How large an ad-hoc label set may be: it has to be embedded while its first request waits."""
+
+    classes: int
+    prompts: int
+    spec_bytes: int
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,29 @@ class LabelSet:
                 raise LabelSetError(f'label set "{name}": class "{class_name}" has neither templates nor extra prompts')
         return cls(name, classes, templates, prompts)
 
+    @classmethod
+    def parse_json(cls, name: str, spec: bytes, limits: Limits) -> "LabelSet":
+        """Check a JSON object that a request brings.
+
+        Raises:
+            LabelSetError: as `parse`, or this is no JSON, or it is larger than the limits allow.
+        """
+        if len(spec) > limits.spec_bytes:
+            raise LabelSetError(f'label set "{name}" has {len(spec):,} bytes, at most {limits.spec_bytes:,} are taken')
+        try:
+            content = json.loads(spec)
+        except (ValueError, RecursionError) as error:
+            raise LabelSetError(f'label set "{name}" is not JSON: {error}') from error
+        label_set = cls.parse(name, content)
+        counts = {"classes": len(label_set.classes), "prompts": sum(label_set.prompt_counts())}
+        for kind, count in counts.items():
+            if count > (most := getattr(limits, kind)):
+                raise LabelSetError(
+                    f'label set "{name}" has {count:,} {kind}, a request may bring {most:,}; embed a larger set ahead '
+                    "of time with clipchoir-export embed"
+                )
+        return label_set
+
     def prompts_of(self, class_name: str) -> list[str]:
         """Prompts of one class: its templates, then its extra prompts."""
         filled = [template.replace(CLASS_NAME, class_name) for template in self.templates]
@@ -79,12 +112,17 @@ class LabelSet:
 
     def prompt_counts(self) -> list[int]:
         """How many prompts each class has, in class order."""
-        return [len(self.prompts_of(class_name)) for class_name in self.classes]
+        return [len(self.templates) + len(self.extra.get(class_name, ())) for class_name in self.classes]
 
 
 def _strings(name: str, key: str, value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise LabelSetError(f'label set "{name}": {key} must be a list of strings')
+    for item in value:
+        try:
+            item.encode()
+        except UnicodeEncodeError as error:
+            raise LabelSetError(f'label set "{name}": {key}: {item!r} is not valid Unicode') from error
     return tuple(value)
 
 

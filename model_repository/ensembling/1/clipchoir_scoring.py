@@ -11,6 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+SOFTMAX_MEAN, MEAN_EMBEDDING = "softmax_mean", "mean_embedding"
+AGGREGATES = (SOFTMAX_MEAN, MEAN_EMBEDDING)
+"""How a class's prompts become its score: the mean of their probabilities, or one embedding, the mean of theirs (as the
+usual CLIP classifier has it)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,14 @@ def score(
     ensemble = class_scores(np.asarray(mixed), prompt_counts, drop_below)
     encoders = np.stack([class_scores(each, prompt_counts, drop_below) for each in probabilities], axis=1)
     return Scores(ensemble, encoders, best=ensemble.argmax(axis=1))
+
+
+def class_embeddings(text_embeddings: FloatArray, prompt_counts: NDArray[np.int64]) -> FloatArray:
+    """Mean of each class's prompts, of length 1 again: (P, D) -> (C, D)."""
+    starts = np.cumsum(prompt_counts) - prompt_counts  # (C,)
+    means = np.add.reduceat(text_embeddings, starts, axis=0)  # (C, D), sums, which point the same way
+    result: FloatArray = means / np.linalg.norm(means, axis=1, keepdims=True)
+    return result
 
 
 def softmax(logits: FloatArray) -> FloatArray:

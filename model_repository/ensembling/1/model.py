@@ -1,65 +1,128 @@
 """Triton's view of the ensembling step: every encoder's embedding of an image -> the public outputs.
 
 Every public output of `zero_shot` is made here, under a name that no other step consumes: Triton prunes an ensemble
-by the outputs that a request asks for.
+by the outputs that a request asks for. A request with the input `query` asks about label sets instead.
 """
 
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from clipchoir_label_sets import EmbeddedLabelSet, NamedLabelSets, UnknownLabelSetError
-from clipchoir_options import OptionError, Options, UnsupportedOptionError
+from clipchoir_ensembling_metrics import AD_HOC, Metrics
+from clipchoir_label_sets import EmbeddedLabelSet
+from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
+from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
+from clipchoir_options import OptionError, Options
+from clipchoir_prompts import LabelSetError, Limits, PromptTokenizer
 from clipchoir_scoring import score
+from clipchoir_text import PromptEmbedder
+
+_CODES = {  # names: Triton adds its part to `pb_utils` after this module is imported
+    OptionError: "INVALID_ARG",
+    LabelSetError: "INVALID_ARG",
+    UnknownLabelSetError: "NOT_FOUND",
+    NoTextEncodersError: "UNSUPPORTED",
+    TooManyLabelSetsError: "UNAVAILABLE",
+}
+
+Answer = Callable[[Found], Any]  # -> pb_utils.InferenceResponse
+
+
+class TextEncoderError(Exception):
+    """A text encoder failed."""
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        folder = Path(args["model_repository"]) / args["model_version"]
         self.encoders = parameters["encoders"].split(",")
-        self.label_sets = NamedLabelSets(
-            Path(args["model_repository"]) / args["model_version"] / "label_sets",
-            fingerprints={
-                encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders
-            },
-        )
+        fingerprints = {encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders}
         self.defaults = Options(
             label_set=parameters["default_label_set"],
             weights=tuple(float(weight) for weight in parameters["weights"].split(",")),
             logit_scale=float(parameters["logit_scale"]),
             drop_below=float(parameters["drop_below"]),
+            aggregate=parameters["aggregate"],
         )
-        self.label_sets[self.defaults.label_set]  # refuses to load without it
+        self.metrics = Metrics(pb_utils)
+        self.named = NamedLabelSets(folder / "label_sets", fingerprints, self.defaults.label_set, _warn)
+        self.ad_hoc = AdHocLabelSets(
+            fingerprints,
+            cache_folder(os.environ),
+            memory_bytes=int(parameters["label_set_memory_bytes"]),
+            disk_bytes=int(parameters["label_set_disk_bytes"]),
+            log=_warn,
+        )
+        models = dict(part.split("=") for part in parameters["text_encoders"].split(",") if part)
+        tokenizer = PromptTokenizer(folder / "tokenizer.json")
+        self.lookup = Lookup(
+            self.named,
+            self.ad_hoc,
+            PromptEmbedder(models, fingerprints, tokenizer, _encode) if models else None,
+            Limits(*(int(parameters[f"label_set_max_{name}"]) for name in ("classes", "prompts", "spec_bytes"))),
+            batch=config["max_batch_size"],
+            count=self._count,
+        )
+        self.metrics.held(0, self.ad_hoc.bytes_in_files)
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._respond(request) for request in requests]
+        return [self._execute(request) for request in requests]
 
-    def _respond(self, request: Any) -> Any:
+    def finalize(self) -> None:
+        self.lookup.close()
+
+    def _execute(self, request: Any) -> Any:
+        """A response, or None: it comes later, through the request's sender."""
         try:
-            options = self.defaults.changed_by(json.loads(request.parameters() or "{}"), self.encoders)
-            label_set = self.label_sets[options.label_set]
-            outputs = self._outputs(request, options, label_set)
-        except OptionError as error:
-            return _failure(error, pb_utils.TritonError.INVALID_ARG)
-        except UnknownLabelSetError as error:
-            return _failure(error, pb_utils.TritonError.NOT_FOUND)
-        except UnsupportedOptionError as error:
-            return _failure(error, pb_utils.TritonError.UNSUPPORTED)
+            options, answer, wait = self._understood(request)
+            label_set = self.lookup.find(options.label_set)
+            if label_set is not None:
+                self.metrics.found(MEMORY)
+                return _answered(request, answer, label_set)
+            sender = request.get_response_sender()
         except Exception as error:  # it must not fail the other requests of this batch
-            return _failure(error, pb_utils.TritonError.INTERNAL)
-        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+            return _failure(request, error)
 
-    def _outputs(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> dict[str, np.ndarray]:
-        errors = _input(request, "status")  # (N, 1) bytes
+        def receive(found: Found, error: Exception | None) -> None:
+            response = _failure(request, error) if error else _answered(request, answer, found)
+            _send(sender, response)
+
+        try:
+            self.lookup.find_later(options.label_set, options.spec, receive, wait)
+        except Exception as error:
+            _send(sender, _failure(request, error))
+        return None
+
+    def _understood(self, request: Any) -> tuple[Options, Answer, bool]:
+        """What a request wants: how to score, what to make of the label set, and whether that has to be there."""
+        query = pb_utils.get_input_tensor_by_name(request, "query")
+        if query is None:
+            options = self.defaults.changed_by(json.loads(request.parameters() or "{}"), self.encoders)
+            return options, lambda found: self._scored(request, options, found), True
+        content = json.loads(query.as_numpy().flat[0])
+        if "show" in content:
+            options = self.defaults.changed_by({"label_set": content["show"]}, self.encoders)
+            return options, lambda found: _answer(found.description()), True
+        if "check" in content:
+            options = self.defaults.changed_by(content["check"], self.encoders)
+            return options, lambda _: _answer({}), False
+        return self.defaults, lambda _: _answer(self._listed()), True
+
+    def _scored(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> Any:
         embeddings = {encoder: _input(request, encoder) for encoder in self.encoders}  # (N, D) each
+        errors = _input(request, "status", default=np.full((len(embeddings[self.encoders[0]]), 1), b"", np.object_))
+        texts = [label_set.texts(encoder, options.aggregate) for encoder in self.encoders]
         scores = score(
             list(embeddings.values()),
-            [label_set.embeddings[encoder] for encoder in self.encoders],
-            label_set.prompt_counts,
+            [embedding for embedding, _ in texts],
+            texts[0][1],
             options.weights,
             options.logit_scale,
             options.drop_below,
@@ -82,7 +145,40 @@ class TritonPythonModel:
         wanted = request.requested_output_names()
         if "classes" in wanted:  # costly for many classes: made only on demand
             outputs["classes"] = np.tile(classes, (len(errors), 1))  # (N, C)
-        return {name: array for name, array in outputs.items() if name in wanted}
+        agreed = (scores.encoders.argmax(axis=2) == scores.best[:, None]).all(axis=1)  # (N,)
+        name = options.label_set if self.named.get(options.label_set) else AD_HOC
+        self.metrics.predicted(name, label_set.classes, scores.best[~failed], agreed[~failed])
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor(name, array) for name, array in outputs.items() if name in wanted]
+        )
+
+    def _listed(self) -> dict[str, object]:
+        sets = {name: self.named.get(name) for name in self.named.names()}
+        return {
+            "default": self.defaults.label_set,
+            "label_sets": {
+                name: {"classes": len(each.classes), "prompts": len(each.prompts)}
+                for name, each in sets.items()
+                if each
+            },
+        }
+
+    def _count(self, where: str, embedded: int) -> None:
+        self.metrics.found(where, embedded)
+        self.metrics.held(self.ad_hoc.bytes_in_memory, self.ad_hoc.bytes_in_files)
+
+
+def _encode(model: str, tokens: np.ndarray) -> np.ndarray:
+    request = pb_utils.InferenceRequest(
+        model_name=model,
+        requested_output_names=["embedding"],
+        inputs=[pb_utils.Tensor("tokens", tokens)],
+        preferred_memory=pb_utils.PreferredMemory(pb_utils.TRITONSERVER_MEMORY_CPU, 0),
+    )
+    response = request.exec()
+    if response.has_error():
+        raise TextEncoderError(f"{model}: {response.error().message()}")
+    return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy()
 
 
 def _fingerprint(parameters: dict[str, str], encoder: str, version: str) -> str:
@@ -95,9 +191,41 @@ def _fingerprint(parameters: dict[str, str], encoder: str, version: str) -> str:
     return by_version[version]
 
 
-def _input(request: Any, name: str) -> np.ndarray:
-    return pb_utils.get_input_tensor_by_name(request, name).as_numpy()
+def _input(request: Any, name: str, default: np.ndarray | None = None) -> np.ndarray:
+    tensor = pb_utils.get_input_tensor_by_name(request, name)
+    if tensor is not None:
+        return tensor.as_numpy()
+    if default is None:
+        raise OptionError(f"the input {name} is missing")
+    return default
 
 
-def _failure(error: Exception, code: Any) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+def _answer(content: object) -> Any:
+    text = json.dumps(content, ensure_ascii=False)
+    return pb_utils.InferenceResponse([pb_utils.Tensor("answer", np.array([[text]], np.object_))])
+
+
+def _answered(request: Any, answer: Answer, found: Found) -> Any:
+    try:
+        return answer(found)
+    except Exception as error:
+        return _failure(request, error)
+
+
+def _send(sender: Any, response: Any) -> None:
+    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+
+def _failure(request: Any, error: Exception) -> Any:
+    """An error, or for a query an answer that has it: a step that asks another loses an error's code."""
+    code = _CODES.get(type(error), "INTERNAL")
+    if code == "INTERNAL":
+        event = {"event": "request failed", "step": "ensembling", "request_id": request.request_id()}
+        pb_utils.Logger.log_error(json.dumps(event | {"error": f"{type(error).__name__}: {error}"}))
+    if pb_utils.get_input_tensor_by_name(request, "query") is not None:
+        return _answer({"error": str(error), "code": code})
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code)))
+
+
+def _warn(message: str) -> None:
+    pb_utils.Logger.log_warn(json.dumps({"event": "label sets", "step": "ensembling", "warning": message}))

@@ -12,12 +12,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
-_LEVELS = {
-    -2: onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
-    -1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC,
-    0: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL,
-    1: onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
-}
+from clipchoir_session import CPU, PlanError, SessionPlan, plan_session
 
 
 class TritonPythonModel:
@@ -25,16 +20,26 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
-        if args["model_instance_kind"] == "GPU":
-            raise pb_utils.TritonModelException("this onnxruntime backend runs on the CPU; use KIND_CPU or no kind")
         path = (
             Path(args["model_repository"]) / args["model_version"] / (config["default_model_filename"] or "model.onnx")
         )
         if not path.is_file():
             raise pb_utils.TritonModelException(f"{path} is missing; build the repository with clipchoir-export build")
-        self.session = onnxruntime.InferenceSession(
-            str(path), _session_options(config), providers=["CPUExecutionProvider"]
-        )
+        try:
+            plan = plan_session(
+                config,
+                args["model_instance_kind"],
+                args["model_instance_device_id"],
+                onnxruntime.get_available_providers(),
+            )
+        except PlanError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
+        for warning in plan.warnings:
+            pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
+        self.session = _open(path, plan)
+        # Here, and not by Triton's model_warmup, whose passes count in the metrics.
+        for batch_size in plan.warmup_batch_sizes:
+            self.session.run(self.outputs, _zeros(config["input"], batch_size))
 
     def execute(self, requests: list[Any]) -> list[Any]:
         batches = [
@@ -56,18 +61,29 @@ class TritonPythonModel:
         )
 
 
-def _session_options(config: dict[str, Any]) -> Any:
+def _open(path: Path, plan: SessionPlan) -> Any:
     options = onnxruntime.SessionOptions()
-    optimization = config.get("optimization", {})
-    level = int(optimization.get("graph", {}).get("level", 0))
-    if level not in _LEVELS:
-        raise pb_utils.TritonModelException(f"optimization.graph.level is {level}; it must be one of {[*_LEVELS]}")
-    options.graph_optimization_level = _LEVELS[level]
-    parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
-    options.intra_op_num_threads = int(parameters.pop("intra_op_thread_count", 0))
-    options.inter_op_num_threads = int(parameters.pop("inter_op_thread_count", 0))
-    ignored = [f"parameters.{key}" for key in parameters]
-    ignored += [f"optimization.{key}" for key in ("execution_accelerators", "cuda") if key in optimization]
-    for key in ignored:
-        pb_utils.Logger.log_warn(f"{config['name']}: this onnxruntime backend ignores the config key {key}")
-    return options
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, plan.graph_level)
+    options.intra_op_num_threads = plan.intra_op_threads
+    options.inter_op_num_threads = plan.inter_op_threads
+    for key, value in plan.entries.items():
+        options.add_session_config_entry(key, value)
+    preferred = plan.providers[0][0]
+    if preferred != CPU:
+        onnxruntime.preload_dlls()  # CUDA's libraries from their wheels, where the system has none
+    session = onnxruntime.InferenceSession(str(path), options, providers=plan.providers)
+    if session.get_providers()[0] != preferred:  # ONNX Runtime goes on with the next one, and merely logs why
+        raise pb_utils.TritonModelException(
+            f"onnxruntime cannot start {preferred}; the reason is in its own message above. It needs a driver, and "
+            "the libraries of CUDA and cuDNN (and TensorRT) of the versions that it was built for"
+        )
+    return session
+
+
+def _zeros(inputs: list[dict[str, Any]], batch_size: int) -> dict[str, np.ndarray]:
+    return {
+        tensor["name"]: np.zeros(
+            [batch_size, *(int(size) for size in tensor["dims"])], pb_utils.triton_string_to_numpy(tensor["data_type"])
+        )
+        for tensor in inputs
+    }

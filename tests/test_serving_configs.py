@@ -1,0 +1,118 @@
+"""What `[serving]` of a spec makes of the configs: batching, queues, priorities, places."""
+
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
+
+from clipchoir_export.configs import render_configs
+from clipchoir_export.spec import ServingSpec, find_ensemble, load_ensemble
+from clipchoir_export.towers import Architecture
+
+SPEC = load_ensemble(find_ensemble("scenes"))
+ENCODERS = ("metaclip", "evaclip")
+TEXT_ENCODERS = ("metaclip_text", "evaclip_text")
+STEPS = ("preprocess", *ENCODERS, *TEXT_ENCODERS, "ensembling")
+Group = model_config_pb2.ModelInstanceGroup
+
+
+def configs(**serving: object) -> dict[str, model_config_pb2.ModelConfig]:
+    """Parsed configs of the real pair, by path without its ending."""
+    mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+    architectures = {name: Architecture(224, 1280, mean, std) for name in ENCODERS}
+    spec = SPEC.model_copy(update={"serving": ServingSpec.model_validate(serving)})
+    rendered = render_configs(spec, architectures, text_encoders=ENCODERS)
+    return {
+        str(path.with_suffix("")): text_format.Parse(text, model_config_pb2.ModelConfig())
+        for path, text in rendered.items()
+    }
+
+
+def test_only_preprocess_bounds_its_queue_and_only_what_is_not_encoded_yet_is_rejected() -> None:
+    found = configs(preprocess_queue_size=7, preprocess_timeout_ms=1000, encoder_timeout_ms=2000)
+    policies = {step: found[f"{step}/config"].dynamic_batching.default_queue_policy for step in STEPS}
+    assert {step: policy.max_queue_size for step, policy in policies.items() if policy.max_queue_size} == {
+        "preprocess": 7
+    }
+    timeouts = {step: policy.default_timeout_microseconds for step, policy in policies.items()}
+    assert timeouts == {
+        "preprocess": 1_000_000,
+        **dict.fromkeys(ENCODERS, 2_000_000),
+        **dict.fromkeys(TEXT_ENCODERS, 600_000_000),
+        "ensembling": 0,
+    }
+    assert all(policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT for policy in policies.values())
+
+
+def test_every_step_keeps_the_priorities() -> None:
+    found = configs(priority_levels=5, default_priority=4)
+    for step in STEPS:
+        batching = found[f"{step}/config"].dynamic_batching
+        assert (batching.priority_levels, batching.default_priority_level) == (5, 4)
+
+
+def test_a_request_waits_for_less_time_than_the_client_does() -> None:
+    serving = ServingSpec()
+    assert serving.preprocess_timeout_ms + serving.encoder_timeout_ms < 60_000
+
+
+def test_no_warm_up_is_larger_than_a_batch() -> None:
+    config = configs(max_batch_size=8, warmup_batch_sizes=[16, 1, 8])["metaclip/config"]
+    assert config.parameters["warmup_batch_sizes"].string_value == "1,8"
+    assert not config.model_warmup  # it would count in the metrics
+
+
+@pytest.mark.parametrize("model", [*ENCODERS, *TEXT_ENCODERS])
+def test_the_gpu_variant_differs_in_place_and_options_only(model: str) -> None:
+    found = configs()
+    plain, variant = found[f"{model}/config"], found[f"{model}/configs/gpu"]
+    assert [(group.kind, list(group.gpus), group.count) for group in variant.instance_group] == [
+        (Group.KIND_GPU, [0], 1)
+    ]
+    for field in ("instance_group", "parameters", "model_warmup"):
+        plain.ClearField(field)
+        variant.ClearField(field)
+    assert variant.optimization.execution_accelerators.gpu_execution_accelerator
+    variant.optimization.ClearField("execution_accelerators")
+    assert plain == variant
+
+
+def test_the_gpu_variant_warms_up_the_smallest_and_the_largest_batch() -> None:
+    variant = configs(max_batch_size=32)["metaclip_text/configs/gpu"]
+    assert [warmup.batch_size for warmup in variant.model_warmup] == [1, 32]
+    for warmup in variant.model_warmup:
+        assert list(warmup.inputs) == [each.name for each in variant.input]
+        assert list(warmup.inputs["tokens"].dims) == list(variant.input[0].dims)
+        assert warmup.inputs["tokens"].data_type == variant.input[0].data_type
+
+
+def test_encoders_can_be_placed_apart_and_text_encoders_on_the_cpu() -> None:
+    found = configs(gpus=[0, 1], encoder_gpus={"evaclip": [2]}, gpu_instances=3, text_encoder_gpus=[])
+    places = {
+        model: [(group.kind, list(group.gpus), group.count) for group in found[f"{model}/configs/gpu"].instance_group]
+        for model in (*ENCODERS, *TEXT_ENCODERS)
+    }
+    assert places == {
+        "metaclip": [(Group.KIND_GPU, [0, 1], 3)],
+        "evaclip": [(Group.KIND_GPU, [2], 3)],
+        "metaclip_text": [(Group.KIND_CPU, [], 1)],
+        "evaclip_text": [(Group.KIND_CPU, [], 1)],
+    }
+    by_default = configs(encoder_gpus={"evaclip": [2]})
+    assert list(by_default["evaclip_text/configs/gpu"].instance_group[0].gpus) == [2]
+
+
+def test_tensorrt_gets_one_profile_for_all_batch_sizes_with_cuda_behind_it() -> None:
+    found = configs(execution_provider="tensorrt", max_batch_size=16, tensorrt_cache="/var/cache/engines")
+    for model, shape in (("metaclip", "pixels:{}x224x224x3"), ("metaclip_text", "tokens:{}x77")):
+        accelerators = found[f"{model}/configs/gpu"].optimization.execution_accelerators.gpu_execution_accelerator
+        assert [each.name for each in accelerators] == ["tensorrt", "cuda"]
+        assert dict(accelerators[0].parameters) == {
+            "trt_profile_min_shapes": shape.format(1),
+            "trt_profile_opt_shapes": shape.format(16),
+            "trt_profile_max_shapes": shape.format(16),
+            "trt_engine_cache_enable": "1",
+            "trt_engine_cache_path": "/var/cache/engines",
+        }
+    assert not [path for path in found if Path(path).parts[0] == "preprocess" and "configs" in path]
