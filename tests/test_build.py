@@ -64,7 +64,13 @@ def manifest(version: Path) -> dict:
 
 
 def test_the_manifest_says_what_was_built(tiny_spec: Path, target: Path) -> None:
-    assert build(tiny_spec, target, VERIFIED) == ["ensembling/1", "label_sets/1", "preprocess/1", "tiny/1", "zero_shot/1"]
+    assert build(tiny_spec, target, VERIFIED) == [
+        "ensembling/1",
+        "label_sets/1",
+        "preprocess/1",
+        "tiny/1",
+        "zero_shot/1",
+    ]
     found = manifest(target / "tiny" / "1")
     assert found["preprocessing"]["sharpness"] == 2.0
     assert found["preprocessing"]["image_size"] == 224

@@ -100,7 +100,7 @@ def test_stream_takes_images_as_it_needs_them(client: Client) -> None:
     stream.close()
 
 
-def test_errors_are_typed(client: Client, server: Triton) -> None:
+def test_errors_are_typed(client: Client) -> None:
     image = [encoded(noise(0))]
     with pytest.raises(clipchoir.UnknownLabelSetError, match=r'^label set "pets" is not in this repository'):
         client.classify(image, label_set="pets")

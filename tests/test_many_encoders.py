@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
 import checkpoints
 from clipchoir import Client
@@ -42,6 +44,12 @@ def test_three_encoders_of_two_sizes_are_built_and_served(tmp_path: Path) -> Non
     with serving(tmp_path / "repository", Address.choose()) as server:
         with grpcclient.InferenceServerClient(server.address.grpc) as client:
             answer = infer(client, [encoded(noise(seed)) for seed in range(3)], outputs, logit_scale="2")
+            with pytest.raises(InferenceServerException, match="needs text encoders") as caught:
+                infer(client, [encoded(noise(0))], ["label"], label_set_spec='{"classes": ["a"]}')
+            assert caught.value.status() == "StatusCode.UNIMPLEMENTED"
+        embed = run("clipchoir-export", "embed", tmp_path / "repository", "scenes", "--name", "again")
+        assert embed.returncode == 1
+        assert "has no one_text; make the text encoders with" in embed.stderr
         with Client(server.address.grpc) as user:
             assert user.encoders == ("one", "two", "three")
     assert answer["encoder_scores"].shape == (3, 3, 6)

@@ -26,7 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipchoir_export.errors import ExportError
-from clipchoir_export.spec import find_ensemble, load_ensemble
+from clipchoir_export.spec import find_ensemble, load_ensemble, read_label_set
 
 app = typer.Typer(
     help="Turn CLIP checkpoints into a Triton model repository.",
@@ -88,17 +88,47 @@ def build(
 
         target = repository or Path("build") / spec.name
         options = BuildOptions(verify.value, link_weights, text_encoders, offline)
-        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn())
-        try:
-            with Progress(*columns, console=console) as progress:
-                new = build_repository(spec, path, target, progress, options)
-        except KeyboardInterrupt:
-            console.print(
-                "interrupted; what was finished is kept, and the same command goes on from there", style="red"
-            )
-            raise typer.Exit(130) from None
+        with _resumable_progress() as progress:
+            new = build_repository(spec, path, target, progress, options)
     done = f"built {target} ({', '.join(new)})" if new else f"{target} is up to date"
     console.print(f"{done}; serve it with: clipchoir-server {target}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def embed(
+    repository: Annotated[Path, typer.Argument(help="A model repository built with --text-encoders.")],
+    label_set: Annotated[
+        str, typer.Argument(help="A .toml or .json file, or the name of a label set that comes with clipchoir.")
+    ],
+    name: Annotated[
+        str | None, typer.Option(help="What requests shall call it; default the file's name.", show_default=False)
+    ] = None,
+) -> None:
+    """Embed a label set ahead of time, of any size, and add it to the repository. A running server takes it up.
+
+    An interrupted run goes on where it was when it is started again.
+    """
+    with _reporting():
+        found = read_label_set(label_set, name)
+        from clipchoir_export.label_set_embedding import embed_label_set
+
+        with _resumable_progress() as progress:
+            file, is_new = embed_label_set(repository, found, progress)
+    done = "embedded" if is_new else "is up to date:"
+    counts = f"{len(found.classes):,} classes, {sum(found.prompt_counts()):,} prompts"
+    _say(f"{found.name} {done} {counts} in {file}; requests name it as label_set={found.name}")
+
+
+@contextlib.contextmanager
+def _resumable_progress() -> Iterator[Progress]:
+    """A progress display around work that goes on where it was after Ctrl-C."""
+    columns = (TextColumn("{task.description}"), BarColumn(), _Amount(), TimeElapsedColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=console) as progress:
+            yield progress
+    except KeyboardInterrupt:
+        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        raise typer.Exit(130) from None
 
 
 class _Amount(ProgressColumn):

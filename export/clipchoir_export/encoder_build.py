@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -318,6 +318,13 @@ class EncoderBuild:
 def label_set_file(ensembling: Path | None, name: str) -> Path:
     """Where a version of `ensembling` keeps a label set."""
     return (ensembling or Path("nowhere")) / "label_sets" / f"{name}.safetensors"
+
+
+def added_label_sets(ensembling: Path | None, from_spec: Collection[str]) -> list[Path]:
+    """Files of label sets that a version of `ensembling` has beside those of its spec."""
+    folder = label_set_file(ensembling, "any").parent
+    files = sorted(folder.glob("[!.]*.safetensors")) if folder.is_dir() else []
+    return [path for path in files if path.stem not in from_spec]
 
 
 def digest(content: object) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir as ir
 
 from clipchoir_export.configs import text_model
-from clipchoir_export.encoder_build import ENSEMBLING, IMAGE_ENCODER, TEXT_ENCODER, label_set_file
+from clipchoir_export.encoder_build import ENSEMBLING, IMAGE_ENCODER, TEXT_ENCODER, added_label_sets, label_set_file
 from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.onnx_files import MODEL
@@ -146,7 +146,8 @@ def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
                     f"{model}: serves {str(actual)[:12]}, {ENSEMBLING} belongs to {fingerprint[:12]}; "
                     "serve versions of one build, or build again"
                 )
-    for name in ensembling["label_sets"]:
+    added = added_label_sets(newest(repository / ENSEMBLING), ensembling["label_sets"])
+    for name in [*ensembling["label_sets"], *(path.stem for path in added)]:
         try:
             stored = EmbeddedLabelSet.load(label_set_file(newest(repository / ENSEMBLING), name), fingerprints)
             found.label_sets[name] = list(stored.classes)

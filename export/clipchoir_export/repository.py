@@ -1,5 +1,6 @@
 """Spec -> a complete Triton model repository, or a new version of its models."""
 
+import contextlib
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,11 +15,12 @@ from clipchoir_export.encoder_build import (
     BuildOptions,
     BuiltEncoder,
     EncoderBuild,
+    added_label_sets,
     build_tools,
     digest,
     label_set_file,
 )
-from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSet, PromptTokenizer
+from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSet, LabelSetFileError, PromptTokenizer
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.publishing import (
     holds_sources,
@@ -146,6 +148,7 @@ def _assemble(
         _copy_sources(ENSEMBLING, folder)
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
         _write_label_sets(label_sets, built, folder)
+        _keep_added_label_sets(newest(target / ENSEMBLING), folder, fingerprints)
         models = {name: encoder.models[0] for name, encoder in built.items()}
         encoder_list = {
             name: {"version": model.version, "fingerprint": fingerprints[name]} for name, model in models.items()
@@ -191,6 +194,16 @@ def _write_label_sets(label_sets: Sequence[LabelSet], built: Mapping[str, BuiltE
             embeddings={name: encoder.embeddings[label_set.name] for name, encoder in built.items()},
             fingerprints={name: encoder.fingerprint for name, encoder in built.items()},
         ).save(path)
+
+
+def _keep_added_label_sets(current: Path | None, folder: Path, fingerprints: Mapping[str, str]) -> None:
+    """Take over the label sets that were added to the current version since it was built, where they still fit."""
+    from_spec = read_manifest(current).get("label_sets", [])
+    for path in added_label_sets(current, from_spec):
+        with contextlib.suppress(LabelSetFileError):
+            EmbeddedLabelSet.load(path, fingerprints)
+            if not label_set_file(folder, path.stem).exists():
+                shutil.copyfile(path, label_set_file(folder, path.stem))
 
 
 def _check_target(target: Path) -> None:

@@ -1,5 +1,6 @@
 """What to serve: the TOML file of an ensemble, checked."""
 
+import json
 import re
 import sys
 from collections.abc import Mapping
@@ -27,7 +28,8 @@ _BUILTIN = "builtin:"
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Dialect = Literal["portable", "current"]
-LabelSetName = Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_LABEL_SET_NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+LabelSetName = Annotated[str, Field(pattern=_LABEL_SET_NAME)]
 Gpu = Annotated[int, Field(ge=0)]  # its number, as nvidia-smi counts
 
 
@@ -183,7 +185,7 @@ class RequestLabelSetsSpec(_Table):
         "goes on, and a later one finds it.",
     )
     max_spec_bytes: int = Field(default=1 << 20, ge=2, description="2,000 prompts of full length are 0.6 MB.")
-    memory_mb: int = Field(default=256, ge=1, description="25 sets of 1,000 prompts of the real pair.")
+    memory_mb: int = Field(default=256, ge=1, description="22 sets of 1,000 prompts of the real pair.")
     disk_mb: int = Field(default=4096, ge=1, description="Of the files in the cache folder, which outlive the server.")
 
 
@@ -271,6 +273,36 @@ def load_label_set(name: str, spec_path: Path) -> LabelSet:
     raise SpecError(f'{spec_path}: label_sets: "{name}" is neither {candidates[0]} nor a label set that clipchoir has')
 
 
+def read_label_set(name_or_path: str, name: str | None = None) -> LabelSet:
+    """Read a label set: a .toml or .json file, or the name of one that comes with clipchoir.
+
+    Args:
+        name_or_path: where it is.
+        name: what to call it; None: the file's name.
+
+    Raises:
+        SpecError: there is no such file, its content is wrong, or so is the name.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".toml", ".json"):
+        shipped = sorted(each.stem for each in resource("label_sets").glob("*.toml"))
+        if name_or_path not in shipped:
+            raise SpecError(
+                f'"{name_or_path}" is neither a .toml or .json file nor a label set that clipchoir has: '
+                f"{', '.join(shipped)}"
+            )
+        path = resource("label_sets") / f"{name_or_path}.toml"
+    name = name or path.stem
+    if not re.fullmatch(_LABEL_SET_NAME, name):
+        raise SpecError(
+            f'"{name}" is no name for a label set: it must begin with a letter or digit, and have only those and _ . -'
+        )
+    try:
+        return LabelSet.parse(name, _read_json(path) if path.suffix == ".json" else _read_toml(path))
+    except LabelSetError as error:
+        raise SpecError(f"{path}: {error}") from error
+
+
 def checkpoint_path(checkpoint: str, spec_path: Path) -> Path:
     """Where a checkpoint lies: `builtin:NAME` comes with clipchoir, other paths are relative to the spec."""
     if checkpoint.startswith(_BUILTIN):
@@ -285,6 +317,15 @@ def _read_toml(path: Path) -> Mapping[str, Any]:
         raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: is not valid TOML: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SpecError(f"{path}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise SpecError(f"{path}: is not valid JSON: {error}") from error
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

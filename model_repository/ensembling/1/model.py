@@ -19,7 +19,7 @@ from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
 from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
 from clipchoir_options import OptionError, Options
 from clipchoir_prompts import LabelSetError, Limits, PromptTokenizer
-from clipchoir_scoring import score
+from clipchoir_scoring import Scores, score
 from clipchoir_text import PromptEmbedder
 
 _CODES = {  # names: Triton adds its part to `pb_utils` after this module is imported
@@ -71,12 +71,31 @@ class TritonPythonModel:
             count=self._count,
         )
         self.metrics.held(0, self.ad_hoc.bytes_in_files)
+        self._warm_up(config["max_batch_size"])
 
     def execute(self, requests: list[Any]) -> list[Any]:
         return [self._execute(request) for request in requests]
 
     def finalize(self) -> None:
         self.lookup.close()
+
+    def _warm_up(self, batch: int) -> None:
+        """Score one batch of the largest size: the arrays and threads that the first user would wait for."""
+        label_set = self.named.get(self.defaults.label_set)
+        assert label_set is not None  # noqa: S101  NamedLabelSets has seen to it
+        images = [np.repeat(label_set.embeddings[encoder][:1], batch, axis=0) for encoder in self.encoders]  # (N, D)
+        self._score(images, label_set, self.defaults)
+
+    def _score(self, images: list[np.ndarray], label_set: EmbeddedLabelSet, options: Options) -> Scores:
+        texts = [label_set.texts(encoder, options.aggregate) for encoder in self.encoders]
+        return score(
+            images,
+            [embeddings for embeddings, _ in texts],
+            texts[0][1],
+            options.weights,
+            options.logit_scale,
+            options.drop_below,
+        )
 
     def _execute(self, request: Any) -> Any:
         """A response, or None: it comes later, through the request's sender."""
@@ -118,15 +137,7 @@ class TritonPythonModel:
     def _scored(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> Any:
         embeddings = {encoder: _input(request, encoder) for encoder in self.encoders}  # (N, D) each
         errors = _input(request, "status", default=np.full((len(embeddings[self.encoders[0]]), 1), b"", np.object_))
-        texts = [label_set.texts(encoder, options.aggregate) for encoder in self.encoders]
-        scores = score(
-            list(embeddings.values()),
-            [embedding for embedding, _ in texts],
-            texts[0][1],
-            options.weights,
-            options.logit_scale,
-            options.drop_below,
-        )
+        scores = self._score(list(embeddings.values()), label_set, options)
         classes = np.array(label_set.classes, np.object_)
         outputs = {
             "label": classes[scores.best][:, None],  # (N, 1)

@@ -1,5 +1,6 @@
 """Whether a request's parameters are right, before an encoder runs for it. `ensembling` knows, and is asked once."""
 
+import hashlib
 import json
 import time
 from collections import OrderedDict
@@ -29,7 +30,9 @@ class ParameterCheck:
         """
         self._ask = ask
         self._now = now
-        self._right: OrderedDict[str, float] = OrderedDict()  # queries, and until when they need not be asked again
+        self._right: OrderedDict[bytes, float] = (
+            OrderedDict()
+        )  # digests of queries, and until when they need not be asked again
 
     def __call__(self, parameters: str) -> None:
         """Check the parameters of a request, as JSON.
@@ -43,13 +46,14 @@ class ParameterCheck:
         if not given:
             return
         query = json.dumps({"check": given})
+        key = hashlib.sha256(query.encode()).digest()  # a label set may be a megabyte
         now = self._now()
-        if self._right.get(query, 0) > now:
+        if self._right.get(key, 0) > now:
             return
         answer = self._ask(query)
         if "error" in answer:
             raise RefusedError(answer["error"], answer["code"])
-        self._right[query] = now + _VALID_FOR
-        self._right.move_to_end(query)
+        self._right[key] = now + _VALID_FOR
+        self._right.move_to_end(key)
         while len(self._right) > _REMEMBERED:
             self._right.popitem(last=False)
