@@ -47,7 +47,7 @@ def test_client_commands_run(server: Triton, command: str, tmp_path: Path) -> No
 
 
 def test_all_snippets_and_commands_were_found() -> None:
-    assert (len(SNIPPETS), len(COMMANDS)) == (2, 3)
+    assert (len(SNIPPETS), len(COMMANDS)) == (3, 3)
 
 
 def test_make_targets_of_the_readme_exist() -> None:
