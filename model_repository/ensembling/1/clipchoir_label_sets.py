@@ -40,10 +40,12 @@ class EmbeddedLabelSet:
     embeddings: Mapping[str, NDArray[np.float32]]
     fingerprints: Mapping[str, str]
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Size of the embeddings in memory."""
-        return sum(each.nbytes for each in self.embeddings.values())
+        """What it takes in memory, about: the embeddings, their means once asked for, and the texts."""
+        per_prompt = sum(each[:1].nbytes for each in self.embeddings.values())
+        texts = sum(len(text) for text in (*self.classes, *self.prompts))
+        return per_prompt * (len(self.prompts) + len(self.classes)) + 4 * texts
 
     def texts(self, encoder: str, aggregate: str) -> tuple[FloatArray, NDArray[np.int64]]:
         """What images are compared with, and how many of these rows each class has.
