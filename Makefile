@@ -7,7 +7,7 @@ SOURCES := $(shell find export model_repository -name '*.py' -o -name '*.j2' -o 
 CHECKPOINTS := $(wildcard demo/checkpoints/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test lint source clean
+.PHONY: help demo serve test soak lint source clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -20,6 +20,9 @@ serve: $(DEMO)  ## serve the demo pair until Ctrl-C
 
 test: $(READY)  ## run every test
 	$(BIN)/python -m pytest
+
+soak: $(DEMO)  ## load the demo pair's server for MINUTES (5), check every answer and the memory
+	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),5)
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
