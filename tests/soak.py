@@ -5,27 +5,26 @@ python tests/soak.py --minutes 5        # or: make soak MINUTES=5
 
 import contextlib
 import json
-import os
 import re
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from threading import Event, Thread
+from threading import Event
 from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from conftest import BIN, ROOT
-from launcher import FREE_PORTS, descendants
+from conftest import ROOT
+from launcher import descendants, launched
 from traffic import Known, Sender, Tally
 
 IMAGES = 40
@@ -33,7 +32,6 @@ WARM_UP = 30.0  # seconds in which memory may grow; at most a third of the run
 SAMPLE = 1.0  # seconds between two looks at the memory
 MOST_GROWTH, MOST_GROWTH_SHARE = 50.0, 0.05  # MiB; of the memory after the warm-up. The larger of the two is allowed
 QUIET = 30.0  # seconds between two lines where nobody watches
-STOP_WITHIN = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -165,38 +163,6 @@ def soak(
 
 
 @contextlib.contextmanager
-def launched(repository: Path, folder: Path) -> Iterator[tuple[subprocess.Popen[str], str, Path]]:
-    """The launcher with a label set cache of its own; its gRPC address, and the file that it logs to."""
-    log = folder / "server.log"
-    command = [str(BIN / "clipchoir-server"), str(repository), *FREE_PORTS]
-    environment = os.environ | {"CLIPCHOIR_CACHE": str(folder / "label_sets")}
-    with (
-        log.open("w") as stderr,
-        subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-            text=True,
-            env=environment,
-            start_new_session=True,  # Ctrl-C is for the clients first
-        ) as process,
-    ):
-        try:
-            assert process.stdout is not None
-            match = re.search(r"gRPC (\S+:\d+)", process.stdout.readline())
-            if match is None:
-                raise SystemExit(f"the server did not start:\n{log.read_text()}")
-            Thread(target=process.stdout.read, daemon=True).start()
-            yield process, match[1], log
-        finally:
-            process.send_signal(signal.SIGTERM)
-            try:
-                process.wait(STOP_WITHIN)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-@contextlib.contextmanager
 def shown(seconds: float) -> Iterator[Callable[[float, Tally], object]]:
     """A bar on a terminal, otherwise a line now and then."""
     console = Console(stderr=True)
@@ -236,19 +202,14 @@ def main(
     Exit code 1: a wrong or a missing answer, a death of the server, or memory that grows.
     """
     with tempfile.TemporaryDirectory(prefix="clipchoir-soak-") as folder:
-        with launched(repository, Path(folder)) as (process, address, log):
+        with launched(repository, Path(folder)) as server:
             print("computing every answer alone", file=sys.stderr, flush=True)
-            known = Known(address, IMAGES)
-
-            def deaths() -> list[str]:
-                return re.findall(r"^clipchoir-server (event=.*died.*)$", log.read_text(), re.MULTILINE)
-
+            known = Known(server.grpc, IMAGES)
+            pids = partial(descendants, server.process.pid)
             with shown(60 * minutes) as progress:
-                report = soak(
-                    address, known, lambda: descendants(process.pid), 60 * minutes, clients, seed, progress, deaths
-                )
+                report = soak(server.grpc, known, pids, 60 * minutes, clients, seed, progress, server.deaths)
         if report.problems():
-            print(log.read_text(), file=sys.stderr)
+            print(server.log.read_text(), file=sys.stderr)
     print(report.render())
     if as_json:
         as_json.write_text(json.dumps({**asdict(report), "problems": report.problems()}, indent=2) + "\n")
