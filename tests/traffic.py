@@ -34,6 +34,11 @@ def ad_hoc(**content: object) -> str:
     return json.dumps(content)
 
 
+def set_id(spec: str) -> str:
+    """By which it is known once it was sent."""
+    return hashlib.sha256(spec.encode()).hexdigest()
+
+
 PETS = ad_hoc(
     classes=["cat", "dog", "ferret"],
     templates=["{}", "a photo of a {}."],
@@ -63,7 +68,7 @@ class Profile:
             return {"label_set_spec": self.spec + " " * random_.randrange(1, 2000), **self.options}
         if form < 0.2:
             return {"label_set_spec": self.spec, **self.options}
-        return {"label_set": hashlib.sha256(self.spec.encode()).hexdigest(), **self.options}
+        return {"label_set": set_id(self.spec), **self.options}
 
 
 PROFILES = (
@@ -109,6 +114,7 @@ def ask(
     outputs: Sequence[str],
     parameters: Mapping[str, str],
     priority: int = 0,
+    deadline: float = DEADLINE,
 ) -> Answer:
     """One request."""
     image = grpcclient.InferInput("image", [len(rows), 1], "BYTES")
@@ -119,7 +125,7 @@ def ask(
         outputs=[grpcclient.InferRequestedOutput(name) for name in outputs],
         parameters=dict(parameters) or None,
         priority=priority,
-        client_timeout=DEADLINE,
+        client_timeout=deadline,
     )
     return {name: answer.as_numpy(name) for name in outputs}
 
