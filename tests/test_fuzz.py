@@ -18,10 +18,12 @@ def test_every_damaged_input_gets_an_answer_or_a_typed_error(server: Triton) -> 
     found = fuzz(server.address.grpc, SEED, COUNT)
     assert not found.failures, f"{len(found.failures)} failures with seed {SEED}\n" + "\n".join(found.failures[:20])
     assert found.outcomes.total() == COUNT
-    for kind in ("image: answer", "image: row error", "weights: answer", "weights: INVALID_ARGUMENT"):
-        assert found.outcomes[kind] >= COUNT // 200, found.outcomes
-    for kind in ("label_set_spec: answer", "label_set_spec: INVALID_ARGUMENT"):
-        assert found.outcomes[kind] >= COUNT // 200, found.outcomes
+    for kind in ("image: answer", "image: row error"):
+        assert found.outcomes[kind] >= COUNT // 20, found.outcomes
+    for kind in ("label_set_spec: answer", "weights: answer"):  # few are still right after the damage
+        assert found.outcomes[kind] > 0, found.outcomes
+    for kind in ("label_set_spec: INVALID_ARGUMENT", "weights: INVALID_ARGUMENT"):
+        assert found.outcomes[kind] >= COUNT // 20, found.outcomes
     assert server.process.poll() is None
 
 
