@@ -231,7 +231,7 @@ def _failure(request: Any, error: Exception) -> Any:
     """An error, or for a query an answer that has it: a step that asks another loses an error's code."""
     code = _CODES.get(type(error), "INTERNAL")
     if code == "INTERNAL":
-        event = {"event": "request failed", "step": "ensembling", "request_id": request.request_id()}
+        event = {"event": "request_failed", "step": "ensembling", "request_id": request.request_id()}
         pb_utils.Logger.log_error(json.dumps(event | {"error": f"{type(error).__name__}: {error}"}))
     if pb_utils.get_input_tensor_by_name(request, "query") is not None:
         return _answer({"error": str(error), "code": code})
@@ -239,4 +239,4 @@ def _failure(request: Any, error: Exception) -> Any:
 
 
 def _warn(message: str) -> None:
-    pb_utils.Logger.log_warn(json.dumps({"event": "label sets", "step": "ensembling", "warning": message}))
+    pb_utils.Logger.log_warn(json.dumps({"event": "label_sets_warning", "step": "ensembling", "warning": message}))
