@@ -50,7 +50,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 def main(quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds; write nothing.")] = False) -> None:
     """Print the table."""
-    rounds = 3 if quick else 15
+    rounds = 1 if quick else 5
     generator = np.random.default_rng(0)
     tower = open_clip.create_model("ViT-B-16").visual.eval()
     picture = torch.randn(8, 3, 224, 224)
