@@ -2,8 +2,10 @@
 
 import io
 import os
+import re
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,13 @@ def infer(
     requested = [grpcclient.InferRequestedOutput(name) for name in outputs]
     answer = client.infer("zero_shot", [image], outputs=requested, parameters=parameters or None, client_timeout=60)
     return {name: answer.as_numpy(name) for name in outputs}
+
+
+def metrics(address: str, families: str) -> dict[str, float]:
+    """What a server's `/metrics` (host:port) says of the families whose names begin with this pattern."""
+    with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {name: float(value) for name, value in re.findall(rf"^((?:{families}).*) (\S+)$", text, re.MULTILINE)}
 
 
 def encoded(image: Image.Image, image_format: str = "PNG", **options: Any) -> bytes:

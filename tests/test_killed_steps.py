@@ -1,10 +1,8 @@
 """A step's process is killed under load: requests end in errors, the server comes back, and knows what it knew."""
 
 import os
-import re
 import signal
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,7 +15,7 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from clipchoir_server.stubs import stubs_of
-from conftest import encoded, noise
+from conftest import encoded, metrics, noise
 from launcher import Launched, descendants, launched
 from traffic import CHANNEL, OUTPUTS, PETS, Answer, Profile, ask, set_id
 
@@ -91,9 +89,7 @@ def one_client(server: Launched, alone: list[Answer], outcomes: Outcomes, number
 
 
 def prompts_embedded(server: Launched) -> float:
-    with urllib.request.urlopen(f"http://{server.metrics}/metrics", timeout=10) as answer:
-        (value,) = re.findall(r"^clipchoir_prompts_embedded_total (\S+)$", answer.read().decode(), re.MULTILINE)
-    return float(value)
+    return metrics(server.metrics, "clipchoir_")["clipchoir_prompts_embedded_total"]
 
 
 def until(condition: Callable[[], bool], server: Launched) -> None:

@@ -1,12 +1,10 @@
 """Label sets at run time, against a real server: sent with a request, dropped as files, listed, and re-scored."""
 
-import hashlib
 import json
 import re
 import shutil
 import threading
 import time
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,10 +16,12 @@ from tritonclient.utils import InferenceServerException
 
 import reference
 from clipchoir_server.triton import Address, Triton, serving
-from conftest import encoded, infer, noise, run
+from conftest import encoded, infer, metrics, noise, run
+from traffic import set_id
 
 IMAGES = [noise(seed) for seed in range(3)]
 ROWS = [encoded(image) for image in IMAGES]
+FAMILIES = "nv_inference_|clipchoir_"
 OUTPUTS = ["label", "scores", "encoder_scores", "classes"]
 
 
@@ -29,29 +29,19 @@ def label_set(*classes: str, templates: tuple[str, ...] = ("{}", "a photo of a {
     return json.dumps({"classes": classes, "templates": templates, "extra": extra})
 
 
-def spec_id(spec: str) -> str:
-    return hashlib.sha256(spec.encode()).hexdigest()
-
-
 def as_file(spec: str, folder: Path) -> Path:
     """A label set as the reference reads it: JSON's strings and lists are TOML's, too."""
     content = json.loads(spec)
     extra = "".join(f"{json.dumps(name)} = {json.dumps(prompts)}\n" for name, prompts in content["extra"].items())
-    path = folder / f"{spec_id(spec)}.toml"
+    path = folder / f"{set_id(spec)}.toml"
     path.write_text(
         f"classes = {json.dumps(content['classes'])}\ntemplates = {json.dumps(content['templates'])}\n[extra]\n{extra}"
     )
     return path
 
 
-def metrics(server: Triton) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{server.address.metrics}/metrics", timeout=10) as answer:
-        lines = re.findall(r"^((?:nv_inference|clipchoir)_\S+) (\S+)$", answer.read().decode(), re.MULTILINE)
-    return {name: float(value) for name, value in lines}
-
-
 def executions(server: Triton, model: str) -> float:
-    return metrics(server)[f'nv_inference_exec_count{{model="{model}",version="1"}}']
+    return metrics(server.address.metrics, FAMILIES)[f'nv_inference_exec_count{{model="{model}",version="1"}}']
 
 
 def ask_label_sets(triton: grpcclient.InferenceServerClient, name: str) -> dict[str, Any]:
@@ -65,12 +55,12 @@ def test_a_new_label_set_is_embedded_and_afterwards_known_by_its_id(
 ) -> None:
     spec = label_set("sunny day", "night", "fog {}", night=["stars above", "street lights", "{}"])
     with pytest.raises(InferenceServerException) as caught:
-        infer(triton, ROWS, ["label"], label_set=spec_id(spec))
+        infer(triton, ROWS, ["label"], label_set=set_id(spec))
     assert caught.value.status() == "StatusCode.NOT_FOUND"
-    before = metrics(server)
+    before = metrics(server.address.metrics, FAMILIES)
     first = infer(triton, ROWS, OUTPUTS, label_set_spec=spec)
-    again = infer(triton, ROWS, OUTPUTS, label_set=spec_id(spec))
-    both = infer(triton, ROWS, OUTPUTS, label_set=spec_id(spec), label_set_spec=spec)
+    again = infer(triton, ROWS, OUTPUTS, label_set=set_id(spec))
+    both = infer(triton, ROWS, OUTPUTS, label_set=set_id(spec), label_set_spec=spec)
     expected = reference.classify([reference.pixels(image) for image in IMAGES], as_file(spec, tmp_path))
     np.testing.assert_allclose(first["scores"], expected.scores, atol=1e-4)
     np.testing.assert_allclose(first["encoder_scores"], expected.encoder_scores, atol=1e-4)
@@ -78,7 +68,10 @@ def test_a_new_label_set_is_embedded_and_afterwards_known_by_its_id(
     for other in (again, both):
         for name in OUTPUTS:
             np.testing.assert_array_equal(other[name], first[name])
-    embedded = metrics(server)["clipchoir_prompts_embedded_total"] - before["clipchoir_prompts_embedded_total"]
+    embedded = (
+        metrics(server.address.metrics, FAMILIES)["clipchoir_prompts_embedded_total"]
+        - before["clipchoir_prompts_embedded_total"]
+    )
     assert embedded == 9
 
 
@@ -86,7 +79,7 @@ def test_an_id_belongs_to_the_exact_bytes(triton: grpcclient.InferenceServerClie
     spec = label_set("cat", "dög")
     infer(triton, ROWS[:1], ["label"], label_set_spec=spec)
     with pytest.raises(InferenceServerException, match="is not in this repository"):
-        infer(triton, ROWS[:1], ["label"], label_set=spec_id(spec + " "))
+        infer(triton, ROWS[:1], ["label"], label_set=set_id(spec + " "))
     with pytest.raises(InferenceServerException, match="give one of the two") as caught:
         infer(triton, ROWS[:1], ["label"], label_set="scenes", label_set_spec=spec)
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
@@ -96,12 +89,12 @@ def test_the_same_new_set_from_many_clients_is_embedded_once(
     triton: grpcclient.InferenceServerClient, server: Triton
 ) -> None:
     spec = label_set(*(f"thing {number}" for number in range(40)))
-    before = metrics(server)["clipchoir_prompts_embedded_total"]
+    before = metrics(server.address.metrics, FAMILIES)["clipchoir_prompts_embedded_total"]
     with ThreadPoolExecutor(8) as threads:
         answers = list(
             threads.map(lambda _: infer(triton, ROWS[:1], ["scores"], label_set_spec=spec)["scores"], range(8))
         )
-    assert metrics(server)["clipchoir_prompts_embedded_total"] - before == 80
+    assert metrics(server.address.metrics, FAMILIES)["clipchoir_prompts_embedded_total"] - before == 80
     for scores in answers:
         np.testing.assert_allclose(scores, answers[0], atol=1e-5)
 
@@ -215,11 +208,11 @@ def test_a_set_embedded_ahead_of_time_is_served_at_once_and_outlives_a_broken_fi
     assert "1,001 classes, 1,001 prompts" in done.stderr
     file = repository / "ensembling" / "1" / "label_sets" / "animals.safetensors"
     try:
-        before = metrics(server)["clipchoir_prompts_embedded_total"]
+        before = metrics(server.address.metrics, FAMILIES)["clipchoir_prompts_embedded_total"]
         scores = infer(triton, ROWS, ["scores"], label_set="animals")["scores"]
         expected = reference.classify([reference.pixels(image) for image in IMAGES], as_file(spec, tmp_path))
         np.testing.assert_allclose(scores, expected.scores, atol=1e-4)
-        assert metrics(server)["clipchoir_prompts_embedded_total"] == before
+        assert metrics(server.address.metrics, FAMILIES)["clipchoir_prompts_embedded_total"] == before
         assert "is up to date" in run("clipchoir-export", "embed", repository, tmp_path / "animals.json").stderr
         file.write_bytes(b"no label set")
         time.sleep(2.5)  # it is looked at once a second
@@ -310,9 +303,9 @@ def test_another_server_with_the_same_cache_embeds_nothing_again(
         serving(repository, Address.choose()) as other,
         grpcclient.InferenceServerClient(other.address.grpc) as client,
     ):
-        scores = infer(client, ROWS, ["scores"], label_set=spec_id(spec))["scores"]
+        scores = infer(client, ROWS, ["scores"], label_set=set_id(spec))["scores"]
         np.testing.assert_allclose(scores, expected, atol=1e-6)
-        found = metrics(other)
+        found = metrics(other.address.metrics, FAMILIES)
         assert found["clipchoir_prompts_embedded_total"] == 0
         assert found['clipchoir_label_set_requests_total{found="disk"}'] == 1
         assert found['clipchoir_label_set_bytes{where="memory"}'] > 0
@@ -331,10 +324,10 @@ def test_predictions_are_counted_by_class_and_ad_hoc_sets_under_one_label(
         return sum(found.get(f'clipchoir_agreement_images_total{{agreed="{each}"}}', 0) for each in ("yes", "no"))
 
     infer(triton, ROWS, ["label"], label_set_spec=label_set("cat", "dog"))
-    before = metrics(server)
+    before = metrics(server.address.metrics, FAMILIES)
     infer(triton, [*ROWS, b"no image"], ["label"], label_set="moods")
     infer(triton, ROWS[:2], ["label"], label_set_spec=label_set("cat", "dog"))
-    after = metrics(server)
+    after = metrics(server.address.metrics, FAMILIES)
     assert by_class(after) - by_class(before) == 3
     assert after[ad_hoc] - before[ad_hoc] == 2
     assert agreed(after) - agreed(before) == 5

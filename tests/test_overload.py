@@ -2,7 +2,6 @@
 
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from clipchoir.errors import OverloadedError, from_triton
 from clipchoir_server.triton import Address, serving
-from conftest import encoded, noise, run
+from conftest import encoded, metrics, noise, run
 
 SERVING = """
 [serving]
@@ -50,14 +49,8 @@ def served(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
     built = run("clipchoir-export", "build", path, "--repository", folder / "short", "--verify", "off")
     assert built.returncode == 0, built.stderr
     with serving(folder / "short", Address.choose()) as triton:
-        yield Served(triton.address, metrics(triton.address))
+        yield Served(triton.address, metrics(triton.address.metrics, "nv_inference_"))
         triton.stop(patience=0)  # it would wait for requests that it has rejected, see docs/serving.md
-
-
-def metrics(address: Address) -> dict[str, float]:
-    with urllib.request.urlopen(f"http://{address.metrics}/metrics", timeout=10) as answer:
-        lines = re.findall(r"^(nv_inference_\S+) (\S+)$", answer.read().decode(), re.MULTILINE)
-    return {name: float(value) for name, value in lines}
 
 
 def ask(
@@ -162,6 +155,10 @@ def test_an_overloaded_server_rejects_in_time_and_answers_the_rest_rightly(serve
     assert max(outcome.seconds for outcome in outcomes) < 2 * bound
     with grpcclient.InferenceServerClient(address.grpc) as client:
         ask(client, 0)  # at once, and the queues are empty
-    pending = {name: value for name, value in metrics(address).items() if "pending_request_count" in name}
+    pending = {
+        name: value
+        for name, value in metrics(address.metrics, "nv_inference_").items()
+        if "pending_request_count" in name
+    }
     assert set(pending.values()) == {0}
     assert len(pending) == 6  # one for each model

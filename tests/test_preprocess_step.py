@@ -3,7 +3,6 @@
 import json
 import re
 import time
-import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +18,7 @@ from clipchoir_export.spec import ServingSpec, find_ensemble, load_ensemble
 from clipchoir_export.towers import Architecture
 from clipchoir_images import ErrorKind
 from clipchoir_server.triton import Address, Triton, serving
-from conftest import encoded, noise
+from conftest import encoded, metrics, noise
 
 SERVING = ServingSpec(max_image_bytes=100_000, max_image_pixels=64_000, max_image_side=600, decode_threads=2)
 SIZE = 56
@@ -83,13 +82,6 @@ def infer(client: grpcclient.InferenceServerClient, rows: list[bytes], request_i
     return [status.decode() for status in answer.as_numpy("status")[:, 0]]
 
 
-def metrics(step: Triton) -> dict[str, float]:
-    """What `/metrics` says of this project's counters."""
-    with urllib.request.urlopen(f"http://{step.address.metrics}/metrics") as answer:
-        text = answer.read().decode()
-    return {name: float(value) for name, value in re.findall(r"^(clipchoir_\S+) (\S+)$", text, re.MULTILINE)}
-
-
 def events(step: Triton, name: str, request_id: str) -> list[dict]:
     """Lines of the log with this event. Triton writes a message as a quoted string."""
     for _ in range(100):  # the log comes through a pipe
@@ -111,17 +103,21 @@ def errors_total(kind: str) -> str:
 
 def test_every_counter_is_there_from_the_start_and_warming_up_is_not_counted(step: Triton) -> None:
     names = [images_total("decoded"), images_total("rejected"), *(errors_total(kind.value) for kind in ErrorKind)]
-    assert metrics(step) == dict.fromkeys(names, 0)
+    assert metrics(step.address.metrics, "clipchoir_") == dict.fromkeys(names, 0)
 
 
 def test_images_are_counted_by_outcome_and_errors_by_kind_over_all_instances(
     step: Triton, client: grpcclient.InferenceServerClient
 ) -> None:
     good = encoded(noise(0), "JPEG")
-    before = metrics(step)
+    before = metrics(step.address.metrics, "clipchoir_")
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(lambda _: infer(client, [good, good, b"", b"text", good[:2_000]]), range(40)))
-    counted = {name: value - before[name] for name, value in metrics(step).items() if value != before[name]}
+    counted = {
+        name: value - before[name]
+        for name, value in metrics(step.address.metrics, "clipchoir_").items()
+        if value != before[name]
+    }
     assert counted == {
         images_total("decoded"): 80,
         images_total("rejected"): 120,

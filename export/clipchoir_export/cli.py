@@ -127,7 +127,7 @@ def _resumable_progress() -> Iterator[Progress]:
         with Progress(*columns, console=console) as progress:
             yield progress
     except KeyboardInterrupt:
-        _say("interrupted; what was finished is kept, and the same command goes on from there")
+        console.print("interrupted; what was finished is kept, and the same command goes on from there", style="red")
         raise typer.Exit(130) from None
 
 
