@@ -113,16 +113,28 @@ def test_errors_are_typed(client: Client) -> None:
 
 
 def test_the_public_face_is_what_it_was() -> None:
-    public = {name for name in vars(clipchoir) if not name.startswith("_")} - {"errors"}
+    public = {name for name in vars(clipchoir) if not name.startswith("_")} - {"errors", "cli"}
     assert public == set(clipchoir.__all__)
     assert public == {
+        "AsyncClient",
+        "BadImageError",
+        "BadLabelSetFileError",
         "BadRequestError",
         "Classification",
         "Client",
+        "ClientClosedError",
         "ClipchoirError",
+        "Embedding",
+        "Image",
+        "LabelSet",
+        "ModelStatus",
+        "Options",
         "OverloadedError",
         "ServerFailedError",
+        "Service",
+        "Status",
         "TimedOutError",
+        "Tls",
         "UnknownLabelSetError",
         "UnreachableError",
     }
@@ -161,7 +173,9 @@ def test_misuse_is_an_error_at_once(server: Triton) -> None:
             client.classify("a.jpg")
         with pytest.raises(ValueError, match="batch_size must be at least 1"):
             client.stream([], batch_size=0)
-    with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(TypeError, match=r"unknown keyword weight; there are label_set, weights"):
+            client.stream([], weight=[1, 0])  # type: ignore[call-arg]
+    with pytest.raises(clipchoir.ClientClosedError):
         client.classify([b""])
 
 
@@ -183,7 +197,9 @@ def test_requests_in_flight_are_answered_before_the_connection_closes(
 ) -> None:
     events = []
     with Client(server.address.grpc) as client:
-        infer = client._triton.infer
+        (connection,) = client._engine.endpoints.connections
+        triton = connection._triton
+        infer = triton.infer
 
         def slow(*arguments: object, **options: object) -> object:
             events.append("sent")
@@ -192,7 +208,7 @@ def test_requests_in_flight_are_answered_before_the_connection_closes(
             events.append("answered")
             return answer
 
-        monkeypatch.setattr(client._triton, "infer", slow)
+        monkeypatch.setattr(triton, "infer", slow)
         stream = client.stream([encoded(noise(0))] * 20, batch_size=1)
         assert next(stream).label
         stream.close()
@@ -227,7 +243,7 @@ def test_the_client_needs_neither_torch_nor_onnxruntime() -> None:
 
 def test_classify_writes_json_lines_in_natural_order(server: Triton, folder: Path) -> None:
     result = run(
-        "clipchoir", "classify", folder, "--url", server.address.grpc, "--output", "jsonl", "--batch-size", "5"
+        "clipchoir", "classify", folder, "--url", server.address.grpc, "--json", "--batch-size", "5"
     )
     assert result.returncode == 3, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
@@ -242,7 +258,7 @@ def test_classify_writes_json_lines_in_natural_order(server: Triton, folder: Pat
 
 def test_classify_writes_csv_and_a_table(server: Triton, folder: Path) -> None:
     images = [folder / "Street", folder / "Sea" / "image1.jpg"]
-    result = run("clipchoir", "classify", *images, "--url", server.address.grpc, "--output", "csv")
+    result = run("clipchoir", "classify", *images, "--url", server.address.grpc, "--format", "csv")
     assert result.returncode == 0, result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert len(rows) == 7
@@ -255,7 +271,7 @@ def test_classify_writes_csv_and_a_table(server: Triton, folder: Path) -> None:
 
 
 def test_evaluate_counts_what_classify_says(server: Triton, folder: Path) -> None:
-    records = run("clipchoir", "classify", folder, "--url", server.address.grpc, "--output", "jsonl").stdout
+    records = run("clipchoir", "classify", folder, "--url", server.address.grpc, "--json").stdout
     result = run("clipchoir", "evaluate", folder, "--json", "--url", server.address.grpc)
     assert result.returncode == 3, result.stderr
     evaluation = json.loads(result.stdout)
@@ -291,18 +307,20 @@ def test_evaluate_refuses_a_folder_that_is_no_class(server: Triton, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "code", "message"),
     [
-        (["nowhere.jpg"], "nowhere.jpg does not exist"),
-        (["empty"], "empty holds no image"),
-        (["a.png"], "no server answers at localhost:1; start one with: clipchoir-server build/demo"),
+        (["nowhere.jpg"], 1, "nowhere.jpg does not exist"),
+        (["empty"], 1, "empty holds no image"),
+        (["a.png"], 4, "no server answers at localhost:1; start one with: clipchoir-server build/demo"),
     ],
 )
-def test_an_error_is_one_line_without_a_traceback(tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_an_error_is_one_line_without_a_traceback(
+    tmp_path: Path, arguments: list[str], code: int, message: str
+) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "a.png").write_bytes(encoded(noise(0)))
-    result = run("clipchoir", "classify", *arguments, "--url", "localhost:1", "--output", "jsonl", cwd=tmp_path)
-    assert result.returncode == 1
+    result = run("clipchoir", "classify", *arguments, "--url", "localhost:1", "--json", cwd=tmp_path)
+    assert result.returncode == code
     assert result.stdout == ""
     assert message in result.stderr
     assert len(result.stderr.splitlines()) == 1

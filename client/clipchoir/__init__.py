@@ -1,16 +1,27 @@
 """Classify images with an ensemble of CLIP encoders served by Triton.
 
-from clipchoir import Client
+from clipchoir import Client, LabelSet
 
 with Client("localhost:8001") as client:
-    for result in client.classify(["a.jpg", "b.jpg"]):
+    pets = LabelSet(classes=["cat", "dog"], templates=["a photo of a {}."])
+    for result in client.classify(["a.jpg", "b.jpg"], label_set=pets):
         print(result.source, result.label, result.score)
 """
 
+from clipchoir._answers import Service
+from clipchoir._async_client import AsyncClient
 from clipchoir._client import Client
-from clipchoir._results import Classification
+from clipchoir._connection import Tls
+from clipchoir._images import Image
+from clipchoir._label_set import LabelSet
+from clipchoir._options import Options
+from clipchoir._results import Classification, Embedding
+from clipchoir._status import ModelStatus, Status
 from clipchoir.errors import (
+    BadImageError,
+    BadLabelSetFileError,
     BadRequestError,
+    ClientClosedError,
     ClipchoirError,
     OverloadedError,
     ServerFailedError,
@@ -20,13 +31,25 @@ from clipchoir.errors import (
 )
 
 __all__ = [
+    "AsyncClient",
+    "BadImageError",
+    "BadLabelSetFileError",
     "BadRequestError",
     "Classification",
     "Client",
+    "ClientClosedError",
     "ClipchoirError",
+    "Embedding",
+    "Image",
+    "LabelSet",
+    "ModelStatus",
+    "Options",
     "OverloadedError",
     "ServerFailedError",
+    "Service",
+    "Status",
     "TimedOutError",
+    "Tls",
     "UnknownLabelSetError",
     "UnreachableError",
 ]

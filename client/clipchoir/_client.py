@@ -1,55 +1,67 @@
-"""The gRPC client of the `zero_shot` model."""
+"""The client of the `zero_shot` model."""
 
+import json
 import os
-from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from functools import cached_property
-from itertools import islice
-from pathlib import Path
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from types import TracebackType
+from typing import Any, cast
 
-import numpy as np
-import tritonclient.grpc as grpcclient
-from tritonclient.utils import InferenceServerException
+from typing_extensions import Self, Unpack
 
-from clipchoir._results import Classification
-from clipchoir.errors import BadRequestError, from_triton
+from clipchoir._answers import LABEL_SETS_MODEL, SCORING_MODEL, Service, Wanted, embedding_inputs, text_input
+from clipchoir._connection import Access, Tls
+from clipchoir._engine import Engine
+from clipchoir._images import Image
+from clipchoir._jobs import Job, Pipeline, batches, classification, embedding, rows_of
+from clipchoir._label_set import LabelSet
+from clipchoir._options import Options, split
+from clipchoir._results import Classification, Embedding, Vector
+from clipchoir._status import Status
+from clipchoir.errors import BadRequestError, ClientClosedError, ServerFailedError
 
-MODEL = "zero_shot"
 _LAST_ANSWERS = 2.0  # seconds that requests in flight have when the client is closed
-_OUTPUTS = ("label", "score", "classes", "scores", "encoder_scores", "error")
-
-Image = str | os.PathLike[str] | bytes
-
-
-@dataclass(frozen=True)
-class _Row:
-    source: str | None
-    data: bytes = b""
-    error: str = ""
+BATCH_SIZE, CONCURRENCY = 16, 4
 
 
 class Client:
-    """Sends images to a clipchoir server. Safe to share between threads; use as a context manager or `close()` it."""
+    """Sends images to clipchoir servers. Safe to share between threads; use as a context manager or `close()` it."""
 
-    def __init__(self, url: str = "localhost:8001", *, timeout: float = 60.0, concurrency: int = 4) -> None:
+    def __init__(
+        self,
+        url: str | Sequence[str] = "localhost:8001",
+        *,
+        timeout: float = 60.0,
+        patience: float = 30.0,
+        concurrency: int = CONCURRENCY,
+        tls: Tls | bool = False,
+        headers: Mapping[str, str] | None = None,
+        compression: str | None = None,
+    ) -> None:
         """
         Args:
-            url: host:port of the server's gRPC endpoint. Nothing is sent yet.
-            timeout: seconds that a request may take.
-            concurrency: requests in flight at a time.
-        """
-        self.url = url
-        self._timeout = timeout
-        self._concurrency = concurrency
-        self._closed = False
-        self._triton = grpcclient.InferenceServerClient(url, channel_args=_channel_options(url))
-        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix="clipchoir")
-        self._in_flight: set[Future[list[Classification]]] = set()
+            url: host:port of the server's gRPC endpoint. Several, of servers of the same repository, share the
+                requests; one that does not answer is left out until it does. Nothing is sent yet.
+            timeout: seconds that an answer may take, each time that a request is sent.
+            patience: seconds that a request is tried again for when no server takes it (none answers, or all reject
+                it because they have too much to do); 0: never. The very first request is not tried again.
+            concurrency: requests in flight at each server. Less for a while after a server has rejected some.
+            tls: encrypt; `Tls(...)` names certificates, True takes the system's.
+            headers: sent with every request: {"authorization": "Bearer ..."}.
+            compression: of requests, "gzip" or "deflate".
 
-    def __enter__(self) -> "Client":
+        Raises:
+            ValueError: an argument is out of its range.
+            OSError: a certificate cannot be read.
+        """
+        urls = [url] if isinstance(url, str) else list(url)
+        if concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {concurrency}")
+        access = Access(timeout, Tls() if tls is True else tls or None, dict(headers or {}), compression)
+        self._engine = Engine(urls, access, concurrency, patience)
+        self._pipeline = Pipeline(concurrency * len(urls))
+        self._closed = False
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -58,177 +70,206 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Close the connection. Requests in flight have a moment to be answered, then they are cancelled.
+        """Close the connections. Requests in flight have a moment to be answered, then they are cancelled.
 
         Not at once: Triton before 24.12 may crash over a request that is cancelled while it ends
         (github.com/triton-inference-server/server, pull request 7840).
         """
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        wait(self._in_flight.copy(), timeout=_LAST_ANSWERS)
-        self._triton.close()  # before threads are waited for: none is left waiting for an answer
-        self._threads.shutdown()
+        self._engine.stop_trying()
+        self._pipeline.stop(_LAST_ANSWERS)
+        self._engine.close()  # before threads are waited for: none is left waiting for an answer
+        self._pipeline.join()
 
-    @cached_property
-    def encoders(self) -> tuple[str, ...]:
-        """Names of the encoders, in the order of `weights`.
+    @property
+    def service(self) -> Service:
+        """What the server says of itself: encoders, default label set, repository version, largest batch.
 
         Raises:
-            ClipchoirError: the server does not answer or serves no `zero_shot`.
+            ClipchoirError: no server answers, or it serves no `zero_shot`.
         """
-        try:
-            answer = self._triton.get_model_config(MODEL, client_timeout=self._timeout)
-        except InferenceServerException as error:
-            raise from_triton(error, self.url, self._timeout) from error
-        names = answer.config.parameters["encoders"].string_value
-        if not names:
-            raise BadRequestError(f"the model {MODEL} at {self.url} is not clipchoir's: its config names no encoders")
-        return tuple(names.split(","))
+        return self._engine.service()
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Names of the encoders, in the order of `weights`. Raises as `service` does."""
+        return self.service.encoders
 
     def classify(
         self,
         images: Iterable[Image],
         *,
-        label_set: str | None = None,
-        weights: Sequence[float] | None = None,
-        logit_scale: float | None = None,
-        drop_below: float | None = None,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
+        embeddings: bool = False,
+        **options: Unpack[Options],
     ) -> list[Classification]:
         """Classify images; one result per image, in the same order.
 
         Args:
-            images: paths of image files, or encoded images as bytes.
-            label_set: name of a label set of the server; None for its default.
-            weights: one per encoder, in the order of `encoders`; None for the server's.
-            logit_scale: factor before the softmax; None for the server's.
-            drop_below: prompt probabilities at or under it count as 0; None for the server's.
+            images: paths, `file:` URLs, bytes of image files, binary files, PIL images, uint8 arrays (H, W, 3) or
+                (H, W); or pairs of a name, which becomes the result's `source`, and one of these.
             batch_size: images per request, at most the server's `max_batch_size`.
+            embeddings: fill the results' `embedding`.
+            **options: see `Options`: `label_set` (a name or a `LabelSet`), `weights`, `logit_scale`, `drop_below`,
+                `aggregate`, `priority`.
 
         Raises:
             ClipchoirError: of the kind that fits, see `clipchoir.errors`. An image that cannot be read or decoded
                 raises nothing: its result has an `error`.
+            TypeError, ValueError: something is no image, or an argument is out of its range.
         """
-        return list(
-            self.stream(
-                images,
-                label_set=label_set,
-                weights=weights,
-                logit_scale=logit_scale,
-                drop_below=drop_below,
-                batch_size=batch_size,
-            )
-        )
+        return list(self.stream(images, batch_size=batch_size, embeddings=embeddings, **options))
 
     def stream(
         self,
         images: Iterable[Image],
         *,
-        label_set: str | None = None,
-        weights: Sequence[float] | None = None,
-        logit_scale: float | None = None,
-        drop_below: float | None = None,
-        batch_size: int = 16,
+        batch_size: int = BATCH_SIZE,
+        embeddings: bool = False,
+        ordered: bool = True,
+        **options: Unpack[Options],
     ) -> Generator[Classification, None, None]:
-        """Like `classify`, but takes images as it needs them and yields each result when it is its turn."""
-        if isinstance(images, str | bytes | os.PathLike):
+        """Like `classify`, but takes images as it needs them and yields results as they come.
+
+        Args:
+            ordered: False: each result as soon as it is there; its `index` tells to which image it belongs.
+        """
+        self._check(images, batch_size)
+        label_set, parameters = split(options)
+        return self._streamed(images, batch_size, ordered, True, embeddings, label_set, parameters)
+
+    def embed(
+        self,
+        images: Iterable[Image],
+        *,
+        batch_size: int = BATCH_SIZE,
+        ordered: bool = True,
+        priority: int | None = None,
+    ) -> Generator[Embedding, None, None]:
+        """Like `stream`, but the embeddings of each encoder only."""
+        self._check(images, batch_size)
+        _, parameters = split({"priority": priority})
+        return self._streamed(images, batch_size, ordered, False, True, None, parameters)
+
+    def score(
+        self, embeddings: Mapping[str, Vector], *, batch_size: int | None = None, **options: Unpack[Options]
+    ) -> Generator[Classification, None, None]:
+        """Classify images by their stored embeddings; no encoder runs.
+
+        Args:
+            embeddings: float32 (N, D) by encoder, as `embed` gives them; all encoders of the server.
+            batch_size: rows per request; None: as many as the server takes.
+
+        Raises:
+            ClipchoirError, ValueError: as `classify`; or an encoder's embeddings are missing or of another length.
+        """
+        self._check_open()
+        encoders = self.encoders
+        if set(embeddings) != set(encoders):
+            raise ValueError(f"embeddings of {', '.join(encoders)} are needed, got {', '.join(embeddings) or 'none'}")
+        if len({len(values) for values in embeddings.values()}) != 1:
+            raise ValueError("the encoders' embeddings differ in length")
+        label_set, parameters = split(options)
+        wanted = Wanted(encoders, classes=tuple(label_set.classes) if label_set else ())
+        make = classification(encoders)
+
+        def work(batch: tuple[int, dict[str, Vector]]) -> list[Classification]:
+            start, values = batch
+            count = len(values[encoders[0]])
+            answer, url = self._engine.infer(
+                SCORING_MODEL, lambda: embedding_inputs(values), wanted.outputs(), parameters, label_set
+            )
+            rows = wanted.read(answer, count, url)
+            return [make(None, start + number, rows, number) for number in range(count)]
+
+        size = batch_size or self.service.max_batch_size
+        self._check_batch(size)
+        return self._pipeline.results(work, rows_of(embeddings, size))
+
+    def label_sets(self) -> dict[str, Any]:
+        """The named sets of the server: `{"default": name, "label_sets": {name: {"classes": C, "prompts": P}}}`."""
+        return self._about_label_sets("")
+
+    def label_set(self, label_set: str | LabelSet) -> dict[str, Any]:
+        """One set, by name or by what it is: `classes`, `prompts` by class, `fingerprints` of the encoders.
+
+        Raises:
+            UnknownLabelSetError: the server does not know it; it knows a `LabelSet` once it was used.
+        """
+        return self._about_label_sets(label_set.id if isinstance(label_set, LabelSet) else label_set)
+
+    def check(self, label_set: LabelSet) -> dict[str, Any]:
+        """What the server would make of a set, without embedding it.
+
+        Returns:
+            `id`; `classes` and `prompts`, their numbers; `known`, whether it is embedded already; and `cut`, the
+            prompts that are longer than the encoders read.
+
+        Raises:
+            BadRequestError: it is not a good set; the message says why.
+        """
+        return self._about_label_sets(label_set.spec)
+
+    def status(self) -> list[Status]:
+        """Of each server.
+
+        Raises:
+            ClipchoirError: one does not answer.
+        """
+        self._check_open()
+        return [Status.of(connection, _service(connection)) for connection in self._engine.endpoints.connections]
+
+    def _about_label_sets(self, query: str) -> dict[str, Any]:
+        self._check_open()
+        answer, url = self._engine.infer(LABEL_SETS_MODEL, lambda: [text_input("name", query)], ["answer"], {})
+        text = answer.as_numpy("answer")
+        if text is None or text.shape != (1,):
+            raise ServerFailedError(f"the model {LABEL_SETS_MODEL} at {url} has no answer")
+        return cast("dict[str, Any]", json.loads(text[0]))
+
+    def _streamed(
+        self,
+        images: Iterable[Image],
+        batch_size: int,
+        ordered: bool,
+        scores: bool,
+        embeddings: bool,
+        label_set: LabelSet | None,
+        parameters: dict[str, str],
+    ) -> Generator[Any, None, None]:
+        """Asks nothing of the server before the first result is wanted."""
+        job = self._job(batch_size, scores, embeddings, label_set, parameters)
+        yield from self._pipeline.results(job.run, batches(images, batch_size), ordered)
+
+    def _job(
+        self, batch_size: int, scores: bool, embeddings: bool, label_set: LabelSet | None, parameters: dict[str, str]
+    ) -> Job[Any]:
+        encoders = self.encoders  # asked for here, once, and not in every thread
+        self._check_batch(batch_size)
+        wanted = Wanted(encoders, scores, embeddings, tuple(label_set.classes) if label_set else ())
+        make, failed = (classification(encoders), Classification) if scores else (embedding, Embedding)
+        return Job(self._engine, wanted, make, failed, parameters, label_set)
+
+    def _check(self, images: object, batch_size: int) -> None:
+        if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "read"):
             raise TypeError("images must be a list or another iterable of images, not one image")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self._check_open()
+
+    def _check_open(self) -> None:
         if self._closed:
-            raise ValueError("this client is closed")
-        return self._stream(images, _parameters(label_set, weights, logit_scale, drop_below), batch_size)
+            raise ClientClosedError("this client is closed")
 
-    def _stream(
-        self, images: Iterable[Image], parameters: dict[str, str], batch_size: int
-    ) -> Generator[Classification, None, None]:
-        encoders = self.encoders  # asked for here, once, and not in every thread
-        in_flight: deque[Future[list[Classification]]] = deque()
-        try:
-            for batch in _batches(images, batch_size):
-                future = self._threads.submit(self._classify_batch, batch, parameters, encoders)
-                self._in_flight.add(future)
-                future.add_done_callback(self._in_flight.discard)
-                in_flight.append(future)
-                if len(in_flight) > self._concurrency:
-                    yield from in_flight.popleft().result()
-            while in_flight:
-                yield from in_flight.popleft().result()
-        finally:
-            for future in in_flight:
-                future.cancel()
-
-    def _classify_batch(
-        self, images: Sequence[Image], parameters: dict[str, str], encoders: Sequence[str]
-    ) -> list[Classification]:
-        rows = [_read(image) for image in images]
-        answers = iter(self._infer([row for row in rows if not row.error], parameters, encoders))
-        return [Classification(row.source, error=row.error) if row.error else next(answers) for row in rows]
-
-    def _infer(self, rows: Sequence[_Row], parameters: dict[str, str], encoders: Sequence[str]) -> list[Classification]:
-        if not rows:
-            return []
-        image = grpcclient.InferInput("image", [len(rows), 1], "BYTES")
-        image.set_data_from_numpy(np.array([[row.data] for row in rows], np.object_))
-        try:
-            answer = self._triton.infer(
-                MODEL,
-                [image],
-                outputs=[grpcclient.InferRequestedOutput(name) for name in _OUTPUTS],
-                parameters=parameters or None,
-                client_timeout=self._timeout,
+    def _check_batch(self, batch_size: int) -> None:
+        if batch_size > (most := self.service.max_batch_size):
+            raise BadRequestError(
+                f"a batch of {batch_size} images is too large for the server: it takes at most {most}"
             )
-        except InferenceServerException as error:
-            raise from_triton(error, self.url, self._timeout) from error
-        arrays = {name: answer.as_numpy(name) for name in _OUTPUTS}
-        classes = tuple(name.decode() for name in arrays["classes"][0])  # the same in every row
-        return [
-            Classification(
-                source=row.source,
-                label=arrays["label"][index, 0].decode(),
-                score=float(arrays["score"][index, 0]),
-                classes=classes,
-                scores=arrays["scores"][index],
-                encoder_scores=dict(zip(encoders, arrays["encoder_scores"][index], strict=True)),
-                error=arrays["error"][index, 0].decode(),
-            )
-            for index, row in enumerate(rows)
-        ]
 
 
-def _channel_options(url: str) -> list[tuple[str, int]]:
-    """No proxy between a client and a server on the same machine."""
-    host = url.rpartition(":")[0]
-    is_local = host == "localhost" or host.startswith("127.")
-    return [("grpc.enable_http_proxy", 0)] if is_local else []
-
-
-def _read(image: Image) -> _Row:
-    if isinstance(image, bytes):
-        return _Row(None, image)
-    source = os.fspath(image)
+def _service(connection: Any) -> Service | None:
     try:
-        return _Row(source, Path(source).read_bytes())
-    except OSError as error:
-        return _Row(source, error=f"cannot be read: {error.strerror}")
-
-
-def _batches(images: Iterable[Image], size: int) -> Iterator[list[Image]]:
-    iterator = iter(images)
-    while batch := list(islice(iterator, size)):
-        yield batch
-
-
-def _parameters(
-    label_set: str | None,
-    weights: Sequence[float] | None,
-    logit_scale: float | None,
-    drop_below: float | None,
-) -> dict[str, str]:
-    values = {
-        "label_set": label_set,
-        "weights": None if weights is None else ",".join(map(str, weights)),
-        "logit_scale": logit_scale,
-        "drop_below": drop_below,
-    }
-    return {name: str(value) for name, value in values.items() if value is not None}
+        return Service.of(connection)
+    except BadRequestError:
+        return None

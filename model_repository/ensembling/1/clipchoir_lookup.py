@@ -84,6 +84,22 @@ class Lookup:
         """The set of this name or id, if it is in memory."""
         return self._named.get(key) or self._ad_hoc.get(key)
 
+    def inspect(self, key: str, spec: bytes) -> dict[str, object]:
+        """What a set would be, without embedding it: its id, numbers, whether it is known, and prompts that get cut.
+
+        Raises:
+            NoTextEncodersError, LabelSetError: it could not be embedded.
+        """
+        embedder = self._able_to_embed()
+        label_set = LabelSet.parse_json(key[:12], spec, self._limits)
+        return {
+            "id": key,
+            "classes": len(label_set.classes),
+            "prompts": sum(label_set.prompt_counts()),
+            "known": (self.find(key) or self._ad_hoc.load(key)) is not None,
+            "cut": embedder.cut(label_set),
+        }
+
     def find_later(self, key: str, spec: bytes | None, receive: Receive, wait: bool = True) -> None:
         """Look for a set in files, or embed it. Whoever asks for the same set meanwhile gets the same answer.
 
@@ -151,12 +167,16 @@ class Lookup:
                 f'label set "{key}" is not in this repository, which has: {", ".join(self._named.names())}; a set of '
                 "your own has to be sent once as label_set_spec before its id is known"
             )
+        self._able_to_embed()
+        return LabelSet.parse_json(key[:12], spec, self._limits)
+
+    def _able_to_embed(self) -> PromptEmbedder:
         if self._embedder is None:
             raise NoTextEncodersError(
                 "label_set_spec needs text encoders, which this repository does not have (clipchoir-export build "
                 f"--text-encoders makes them); its label sets are: {', '.join(self._named.names())}"
             )
-        return LabelSet.parse_json(key[:12], spec, self._limits)
+        return self._embedder
 
     def _embed(self, key: str, search: _Search, label_set: LabelSet) -> None:
         assert self._embedder is not None  # noqa: S101  `_parsed` has seen to it

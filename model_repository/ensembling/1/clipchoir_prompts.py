@@ -14,6 +14,7 @@ from tokenizers import Tokenizer
 
 CONTEXT_LENGTH = 77
 START_OF_TEXT, END_OF_TEXT, PAD = 49406, 49407, 0
+_LONGEST = CONTEXT_LENGTH - 2  # beside start and end
 CLASS_NAME = "{}"
 _KEYS = ("classes", "templates", "extra")
 
@@ -150,11 +151,18 @@ class PromptTokenizer:
     def __call__(self, prompts: Sequence[str]) -> NDArray[np.int64]:
         """Token ids (N, 77): start, text (cut to fit), end, then zeros."""
         tokens = np.full((len(prompts), CONTEXT_LENGTH), PAD, np.int64)  # (N, 77)
-        encodings = self._tokenizer.encode_batch([_clean(prompt) for prompt in prompts], add_special_tokens=False)
-        for row, encoding in zip(tokens, encodings, strict=True):
-            ids = [START_OF_TEXT, *encoding.ids[: CONTEXT_LENGTH - 2], END_OF_TEXT]
+        for row, words in zip(tokens, self._ids(prompts), strict=True):
+            ids = [START_OF_TEXT, *words[:_LONGEST], END_OF_TEXT]
             row[: len(ids)] = ids
         return tokens
+
+    def cut(self, prompts: Sequence[str]) -> list[str]:
+        """Those that do not fit."""
+        return [prompt for prompt, ids in zip(prompts, self._ids(prompts), strict=True) if len(ids) > _LONGEST]
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        encodings = self._tokenizer.encode_batch([_clean(prompt) for prompt in prompts], add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
 
 def _clean(text: str) -> str:

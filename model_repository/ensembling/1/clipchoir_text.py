@@ -45,6 +45,10 @@ class PromptEmbedder:
             fingerprints=self._fingerprints,
         )
 
+    def cut(self, label_set: LabelSet) -> list[str]:
+        """Prompts of which the encoders read only the beginning."""
+        return self._tokenizer.cut(list(dict.fromkeys(label_set.prompts())))
+
     def _rows(self, model: str, tokens: np.ndarray, batch: int) -> FloatArray:
         parts = [self._encode(model, tokens[start : start + batch]) for start in range(0, len(tokens), batch)]
         return np.concatenate(parts)

@@ -129,14 +129,20 @@ class TritonPythonModel:
         if "show" in content:
             options = self.defaults.changed_by({"label_set": content["show"]}, self.encoders)
             return options, lambda found: _answer(found.description()), True
+        if "inspect" in content:
+            options = self.defaults.changed_by({"label_set_spec": content["inspect"]}, self.encoders)
+            inspected = self.lookup.inspect(options.label_set, options.spec or b"")
+            return self.defaults, lambda _: _answer(inspected), True
         if "check" in content:
             options = self.defaults.changed_by(content["check"], self.encoders)
             return options, lambda _: _answer({}), False
         return self.defaults, lambda _: _answer(self._listed()), True
 
     def _scored(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> Any:
-        embeddings = {encoder: _input(request, encoder) for encoder in self.encoders}  # (N, D) each
-        errors = _input(request, "status", default=np.full((len(embeddings[self.encoders[0]]), 1), b"", np.object_))
+        embeddings = {encoder: _needed(request, encoder) for encoder in self.encoders}  # (N, D) each
+        errors = _input(request, "status")
+        if errors is None:  # embeddings that were stored
+            errors = np.full((len(embeddings[self.encoders[0]]), 1), b"", np.object_)
         scores = self._score(list(embeddings.values()), label_set, options)
         classes = np.array(label_set.classes, np.object_)
         outputs = {
@@ -202,13 +208,16 @@ def _fingerprint(parameters: dict[str, str], encoder: str, version: str) -> str:
     return by_version[version]
 
 
-def _input(request: Any, name: str, default: np.ndarray | None = None) -> np.ndarray:
+def _input(request: Any, name: str) -> np.ndarray | None:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
-    if tensor is not None:
-        return tensor.as_numpy()
-    if default is None:
+    return None if tensor is None else tensor.as_numpy()
+
+
+def _needed(request: Any, name: str) -> np.ndarray:
+    array = _input(request, name)
+    if array is None:
         raise OptionError(f"the input {name} is missing")
-    return default
+    return array
 
 
 def _answer(content: object) -> Any:

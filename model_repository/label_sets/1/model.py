@@ -1,4 +1,4 @@
-"""Triton's view of the label sets: an empty name lists them, a name or an id shows one, as JSON.
+"""Triton's view of the label sets, as JSON: an empty name lists them, a name or an id shows one, a spec is checked.
 
 `ensembling` keeps them; a model cannot read its sibling's folder everywhere, so it is asked.
 """
@@ -17,7 +17,8 @@ class TritonPythonModel:
 
 def _respond(request: Any) -> Any:
     name = pb_utils.get_input_tensor_by_name(request, "name").as_numpy().flat[0].decode(errors="replace")
-    query = json.dumps({"show": name} if name else {"list": True})
+    kind = "inspect" if name.lstrip().startswith("{") else "show"
+    query = json.dumps({kind: name} if name else {"list": True})
     asked = pb_utils.InferenceRequest(
         model_name="ensembling",
         requested_output_names=["answer"],

@@ -1,0 +1,166 @@
+"""Requests with retries, whichever server answers them."""
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import tritonclient.grpc as grpcclient
+from tenacity import RetryCallState, Retrying, stop_after_delay, wait_random_exponential
+from tenacity.retry import retry_if_exception
+
+from clipchoir._answers import Service
+from clipchoir._connection import Access, Connection
+from clipchoir._endpoints import Endpoints
+from clipchoir._label_set import LabelSet
+from clipchoir.errors import (
+    ClipchoirError,
+    OverloadedError,
+    ServerFailedError,
+    TimedOutError,
+    UnknownLabelSetError,
+    UnreachableError,
+)
+
+_TRIED_AGAIN = 2  # times, after a failure that may be the request's own fault: a time-out, or an error of the server
+_BACKOFF = wait_random_exponential(multiplier=0.2, max=5)  # seconds, "full jitter": clients do not come back together
+
+T = TypeVar("T")
+Inputs = Callable[[], list[grpcclient.InferInput]]
+
+
+class Engine:
+    """Sends requests. Safe to use from several threads.
+
+    Every request here only asks and changes nothing, so that it is safe to send it again. One that no server could
+    take is tried again, elsewhere at once or after a pause, until `patience` seconds have passed; one that timed out or
+    made the server fail, twice more. One that was refused is not.
+    """
+
+    def __init__(self, urls: Sequence[str], access: Access, most: int, patience: float) -> None:
+        """
+        Args:
+            urls: host:port of each server.
+            access: how to go there.
+            most: requests in flight at each.
+            patience: seconds that a request is tried again for, 0: not at all.
+        """
+        if patience < 0:
+            raise ValueError(f"patience must be at least 0 seconds, got {patience}")
+        self.endpoints = Endpoints(urls, access, most)
+        self._patience = patience
+        self._closing = threading.Event()
+        self._service: Service | None = None
+        self._asking = threading.Lock()
+
+    def stop_trying(self) -> None:
+        """What fails from now on has failed."""
+        self._closing.set()
+
+    def close(self) -> None:
+        self.stop_trying()
+        self.endpoints.close()
+
+    def service(self) -> Service:
+        """What the first server that answers says of itself. It is asked once: a wrong URL shows without a delay.
+
+        Raises:
+            ClipchoirError: no server answers.
+        """
+        with self._asking:
+            if self._service is None:
+                self._service = self.ask_any(Service.of)
+            return self._service
+
+    def ask_any(self, question: Callable[[Connection], T]) -> T:
+        """Ask one server after the other until one answers.
+
+        Raises:
+            ClipchoirError: of the last one.
+        """
+        failures: list[ClipchoirError] = []
+        for connection in self.endpoints.connections:
+            try:
+                return question(connection)
+            except (UnreachableError, OverloadedError, TimedOutError) as error:
+                failures.append(error)
+        if len(failures) > 1:
+            raise UnreachableError("; ".join(map(str, failures))) from failures[-1]
+        raise failures[0]
+
+    def infer(
+        self,
+        model: str,
+        inputs: Inputs,
+        outputs: Sequence[str],
+        parameters: dict[str, str],
+        label_set: LabelSet | None = None,
+    ) -> tuple[grpcclient.InferResult, str]:
+        """One request, and the URL of the server that answered it.
+
+        Args:
+            model: its name.
+            inputs: makes the inputs.
+            outputs: names of those that are wanted.
+            parameters: of the request.
+            label_set: sent along where the server does not know it.
+
+        Raises:
+            ClipchoirError: of the kind that fits; the last one after several trials.
+        """
+        tensors = inputs()
+
+        def attempt() -> tuple[grpcclient.InferResult, str]:
+            with self.endpoints.turn() as connection:
+                return _infer(connection, model, tensors, outputs, parameters, label_set), connection.url
+
+        return self._trying(attempt)
+
+    def _sleep(self, seconds: float) -> None:
+        self._closing.wait(seconds)
+
+    def _trying(self, attempt: Callable[[], T]) -> T:
+        failures = 0
+
+        def is_worth_it(error: BaseException) -> bool:
+            nonlocal failures
+            if self._closing.is_set() or self._patience == 0:
+                return False
+            if isinstance(error, TimedOutError | ServerFailedError):
+                failures += 1
+                return failures <= _TRIED_AGAIN
+            return isinstance(error, UnreachableError | OverloadedError)
+
+        def pause(state: RetryCallState) -> float:
+            error = state.outcome.exception() if state.outcome else None
+            if isinstance(error, UnreachableError) and self.endpoints.others_are_up():
+                return 0.0
+            return _BACKOFF(state)
+
+        return Retrying(
+            retry=retry_if_exception(is_worth_it),
+            wait=pause,
+            stop=stop_after_delay(self._patience),
+            sleep=self._sleep,
+            reraise=True,
+        )(attempt)
+
+
+def _infer(
+    connection: Connection,
+    model: str,
+    tensors: list[grpcclient.InferInput],
+    outputs: Sequence[str],
+    parameters: dict[str, str],
+    label_set: LabelSet | None,
+) -> grpcclient.InferResult:
+    announced = connection.announced
+    said = announced.parameters(label_set, parameters)
+    try:
+        answer = connection.infer(model, tensors, outputs, said)
+    except UnknownLabelSetError:
+        if label_set is None or "label_set_spec" in said:
+            raise
+        announced.forgotten(label_set)
+        answer = connection.infer(model, tensors, outputs, announced.parameters(label_set, parameters))
+    announced.sent(label_set)
+    return answer

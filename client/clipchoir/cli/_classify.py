@@ -1,0 +1,126 @@
+"""clipchoir classify"""
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, TextIO
+
+import typer
+
+from clipchoir._client import Client
+from clipchoir._options import Options, split
+from clipchoir.cli._app import SOME_IMAGES_FAILED, app, progress, reporting
+from clipchoir.cli._extras import needed
+from clipchoir.cli._journal import Journal
+from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, grouped
+from clipchoir.cli._sources import Named, Sources
+from clipchoir.cli._writers import Format, Record, line, record, write
+
+_FLUSH_ROWS = 16  # that a killed run may lose
+
+
+@app.command()
+@grouped
+def classify(
+    paths: Paths,
+    server: Server,
+    scoring: Scoring,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write to this file: .jsonl, .csv or .parquet.", metavar="FILE")
+    ] = None,
+    output_format: Annotated[
+        Format | None, typer.Option("--format", help="Default: by the suffix of --out, else a table.")
+    ] = None,
+    as_json: AsJson = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run of the same --out.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace what --out names.")] = False,
+    errors: Annotated[
+        Path | None, typer.Option("--errors", help="Write a line of JSON for each image that failed.", metavar="FILE")
+    ] = None,
+    batch_size: BatchSize = BATCH,
+) -> None:
+    """Classify images: one row for each, in natural order."""
+    chosen = _format(output_format, as_json, out)
+    if (resume or overwrite) and out is None:
+        raise typer.BadParameter("--resume and --overwrite go with --out")
+    with reporting(lambda: _where_it_is(out)), contextlib.ExitStack() as stack:
+        sources = Sources(paths)
+        options = scoring.options()
+        if chosen is Format.parquet:
+            needed("parquet", "pyarrow")
+        journal = None
+        if out:
+            journal = stack.enter_context(Journal(out, _settings(options), resume=resume, overwrite=overwrite))
+            if journal.is_complete:
+                print(f"{out} is complete", file=sys.stderr)
+                return
+        failures = _Failures(stack.enter_context(errors.open("w", encoding="utf-8")) if errors else None)
+        images = iter(sources)
+        done = journal.skip(images, failures.note) if journal else 0
+        client = stack.enter_context(server.client())
+        with progress("classifying", sources.count, done) as passing:
+            records = failures.noted(passing(_records(client, images, options, batch_size)))
+            if journal:
+                _keep(journal, records)
+                journal.finish(chosen)
+            else:
+                write(records, chosen, sys.stdout)
+        if failures.count:
+            raise typer.Exit(SOME_IMAGES_FAILED)
+
+
+def _records(client: Client, images: Iterator[Named], options: Options, batch_size: int) -> Iterator[Record]:
+    return map(record, client.stream(images, batch_size=batch_size, **options))
+
+
+def _keep(journal: Journal, records: Iterator[Record]) -> None:
+    for number, each in enumerate(records, 1):
+        journal.write(each)
+        if number % _FLUSH_ROWS == 0:
+            journal.flush()
+
+
+def _format(output_format: Format | None, as_json: bool, out: Path | None) -> Format:
+    if as_json:
+        if output_format not in (None, Format.jsonl):
+            raise typer.BadParameter(f"--json contradicts --format {output_format.value}")
+        return Format.jsonl
+    chosen = output_format or (Format.of(out) if out else Format.table)
+    if chosen is None:
+        raise typer.BadParameter(f"{out} ends in none of .jsonl, .csv, .parquet; or give --format")
+    if out and chosen is Format.table:
+        raise typer.BadParameter("a table is for reading: --out takes jsonl, csv or parquet")
+    if not out and chosen is Format.parquet:
+        raise typer.BadParameter("--format parquet needs --out FILE")
+    return chosen
+
+
+def _settings(options: Options) -> dict[str, str]:
+    """What makes the rows what they are."""
+    label_set, parameters = split(options)
+    parameters.pop("priority", None)
+    return parameters | ({"label_set": label_set.spec} if label_set else {})
+
+
+def _where_it_is(out: Path | None) -> str:
+    return f"interrupted; go on with --resume, the rows so far are kept beside {out}" if out else "interrupted"
+
+
+class _Failures:
+    """Images without an answer."""
+
+    def __init__(self, file: TextIO | None) -> None:
+        self._file = file
+        self.count = 0
+
+    def note(self, row: Record) -> None:
+        if "error" in row:
+            self.count += 1
+            if self._file:
+                self._file.write(line(row))
+
+    def noted(self, rows: Iterator[Record]) -> Iterator[Record]:
+        for row in rows:
+            self.note(row)
+            yield row

@@ -1,0 +1,201 @@
+"""Embeddings in a folder: `<encoder>.npy`, float32 (N, D), and `rows.jsonl`, which says what each row is of.
+
+Rows of images that failed are NaN, and have an `error` in `rows.jsonl`. While the folder is filled, its name ends in
+`.partial`.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipchoir._results import Embedding, Vector
+from clipchoir.cli._extras import needed
+from clipchoir.cli._journal import CannotResumeError, OutputExistsError
+from clipchoir.cli._sources import Named
+from clipchoir.cli._writers import Record, line
+from clipchoir.errors import ClipchoirError
+
+ROWS = "rows.jsonl"
+_HEADER = 128  # bytes of an .npy file of version 1.0 before its numbers
+_PARQUET_ROWS = 10_000  # in a row group
+
+
+class BadEmbeddingsError(ClipchoirError):
+    """A folder does not hold embeddings, or not those that are needed."""
+
+
+class Store:
+    """A folder that is being filled. Use as a context manager."""
+
+    def __init__(self, out: Path, dims: Mapping[str, int], *, resume: bool, overwrite: bool) -> None:
+        """
+        Args:
+            out: the folder, as it will be called.
+            dims: length of each encoder's embeddings, by encoder.
+            resume: go on after the rows that are there.
+            overwrite: begin anew.
+
+        Raises:
+            OutputExistsError, CannotResumeError: see there.
+        """
+        self.out = out
+        self._folder = out.with_name(out.name + ".partial")
+        self._dims = dims
+        self.is_complete = out.exists() and resume
+        if out.exists() and not (resume or overwrite):
+            raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+        if overwrite and self._folder.exists():
+            shutil.rmtree(self._folder)
+        if self._folder.exists() and not resume:
+            raise OutputExistsError(
+                f"{self._folder} holds an interrupted run; --resume goes on with it, --overwrite begins anew"
+            )
+
+    def __enter__(self) -> "Store":
+        self._stack = ExitStack()
+        if self.is_complete:
+            return self
+        self._folder.mkdir(parents=True, exist_ok=True)
+        strangers = {path.stem for path in self._folder.glob("*.npy")} - set(self._dims)
+        if strangers:
+            raise CannotResumeError(f"{self._folder} has {', '.join(sorted(strangers))}, too; --overwrite begins anew")
+        self._rows = self._stack.enter_context((self._folder / ROWS).open("a+b"))
+        self._files = {encoder: self._opened(encoder, dim) for encoder, dim in self._dims.items()}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def _opened(self, encoder: str, dim: int) -> BinaryIO:
+        path = self._folder / f"{encoder}.npy"
+        file = self._stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
+        head = file.read(_HEADER)
+        if len(head) < _HEADER:  # new, or killed before anything was written
+            file.seek(0)
+            file.write(_header(0, dim))
+        elif head != _header(0, dim):
+            raise CannotResumeError(f"{path} is not of embeddings of {dim} numbers; --overwrite begins anew")
+        file.seek(0, os.SEEK_END)
+        return file
+
+    def skip(self, images: Iterator[Named]) -> tuple[int, int]:
+        """Go past the images that are there, and cut off rows that are not whole.
+
+        Returns:
+            How many rows there are, and how many of them have an error.
+
+        Raises:
+            CannotResumeError: they are of other images.
+        """
+        whole = min((self._files[name].tell() - _HEADER) // (4 * dim) for name, dim in self._dims.items())
+        count = errors = end = 0
+        self._rows.seek(0)
+        for raw in islice(self._rows, whole):
+            if not raw.endswith(b"\n"):
+                break
+            row = json.loads(raw)
+            source = next(images, (None,))[0]
+            if source != row["source"]:
+                raise CannotResumeError(
+                    f"row {count + 1} of {self._folder} is of {row['source']}, but the image in its place is now "
+                    f"{source or 'none'}; --overwrite begins anew"
+                )
+            count, errors, end = count + 1, errors + ("error" in row), end + len(raw)
+        self._rows.truncate(end)
+        self._rows.seek(0, os.SEEK_END)
+        for encoder, file in self._files.items():
+            file.truncate(_HEADER + 4 * self._dims[encoder] * count)
+            file.seek(0, os.SEEK_END)
+        return count, errors
+
+    def write(self, result: Embedding) -> None:
+        """Add a row."""
+        for encoder, dim in self._dims.items():
+            values = np.full(dim, np.nan, np.float32) if result.error else result.embedding[encoder]
+            self._files[encoder].write(np.ascontiguousarray(values, "<f4").tobytes())
+        row = {"source": result.source} | ({"error": result.error} if result.error else {})
+        self._rows.write(line(row).encode())
+
+    def finish(self, overwrite: bool = False) -> None:
+        """All rows are there: give the folder its name."""
+        count = 0
+        for encoder, dim in self._dims.items():
+            file = self._files[encoder]
+            count = (file.tell() - _HEADER) // (4 * dim)
+            file.seek(0)
+            file.write(_header(count, dim))
+        self._stack.close()
+        if overwrite and self.out.exists():
+            shutil.rmtree(self.out)
+        self._folder.rename(self.out)
+
+
+def _header(rows: int, dim: int) -> bytes:
+    """Of NumPy's format 1.0, filled up so that it has the same length for any number of rows."""
+    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
+    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
+
+
+def rows_of(folder: Path) -> Iterator[Record]:
+    """What each row of a folder is of."""
+    with (folder / ROWS).open("rb") as lines:
+        yield from map(json.loads, lines)
+
+
+def load(folder: Path, encoders: Iterable[str]) -> dict[str, Vector]:
+    """Embeddings of a folder, float32 (N, D) by encoder, which stay on disk until they are used.
+
+    Raises:
+        BadEmbeddingsError: one is missing, or they do not belong together.
+    """
+    found: dict[str, NDArray[np.float32]] = {}
+    for encoder in encoders:
+        path = folder / f"{encoder}.npy"
+        try:
+            found[encoder] = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BadEmbeddingsError(
+                f"{path} cannot be read: {error}; `clipchoir embed` writes such folders"
+            ) from error
+    if not (folder / ROWS).exists():
+        raise BadEmbeddingsError(f"{folder} has no {ROWS}; `clipchoir embed` writes such folders")
+    counts = {len(values) for values in found.values()} | {sum(1 for _ in rows_of(folder))}
+    if len(counts) != 1:
+        raise BadEmbeddingsError(f"the files in {folder} differ in the number of their rows")
+    return found
+
+
+def write_parquet(folder: Path, encoders: Iterable[str], target: Path) -> None:
+    """The same as one Parquet file: `source`, `error`, and a list of numbers for each encoder.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    pyarrow, parquet = needed("parquet", "pyarrow", "pyarrow.parquet")
+    embeddings = load(folder, encoders)
+    fields: list[Any] = [("source", pyarrow.string()), ("error", pyarrow.string())]
+    fields += [(encoder, pyarrow.list_(pyarrow.float32(), values.shape[1])) for encoder, values in embeddings.items()]
+    schema = pyarrow.schema(fields)
+    rows, start = rows_of(folder), 0
+    with parquet.ParquetWriter(target, schema) as out:
+        while some := list(islice(rows, _PARQUET_ROWS)):
+            columns: list[Any] = [
+                pyarrow.array([row.get(name) for row in some], pyarrow.string()) for name in ("source", "error")
+            ]
+            for values in embeddings.values():
+                part = np.ascontiguousarray(values[start : start + len(some)])
+                missing = np.isnan(part[:, 0])
+                column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.reshape(-1)), values.shape[1])
+                columns.append(
+                    pyarrow.compute.if_else(pyarrow.array(missing), pyarrow.scalar(None, column.type), column)
+                )
+            out.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
+            start += len(some)

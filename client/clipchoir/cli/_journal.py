@@ -1,0 +1,152 @@
+"""The output of a long run, which may be interrupted at any moment and gone on with."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from clipchoir.cli._sources import Named
+from clipchoir.cli._writers import Format, Record, line, write, write_parquet
+from clipchoir.errors import ClipchoirError
+
+
+class OutputExistsError(ClipchoirError):
+    """There are results already, and nothing was said about what to do with them."""
+
+
+class CannotResumeError(ClipchoirError):
+    """What is there does not belong to what is asked for now."""
+
+
+class Journal:
+    """Rows in JSON Lines beside the output file, under its name with `.partial`, until all are there.
+
+    What the rows were made with stands in a file with `.settings`. Then they become the output, in its format. Use as a
+    context manager.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+        """
+        Args:
+            out: the output file.
+            settings: with which rows are made; others than before cannot be gone on with.
+            resume: go on after the rows that are there.
+            overwrite: begin anew, whatever is there.
+
+        Raises:
+            OutputExistsError, CannotResumeError: see there.
+            OSError: it cannot be written.
+        """
+        self.out = out
+        self._partial = out.with_name(out.name + ".partial")
+        self._settings_file = out.with_name(out.name + ".partial.settings")
+        self._settings = json.dumps(settings, sort_keys=True)
+        self.is_complete = False
+        if overwrite:
+            self._partial.unlink(missing_ok=True)
+        elif out.exists():
+            if not resume:
+                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+            self.is_complete = True
+            return
+        elif self._partial.exists():
+            if not resume:
+                raise OutputExistsError(
+                    f"{self._partial} holds the rows of an interrupted run; --resume goes on with it, --overwrite "
+                    "begins anew"
+                )
+            self._check_settings()
+        self._settings_file.write_text(self._settings)
+        self._file: BinaryIO = self._partial.open("ab")
+
+    def __enter__(self) -> "Journal":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self.is_complete:
+            self._file.close()
+
+    def skip(self, images: Iterator[Named], seen: Callable[[Record], object]) -> int:
+        """Go past the images whose rows are there, and cut off a row that is not whole.
+
+        Args:
+            images: of this run.
+            seen: is given each row that is there.
+
+        Returns:
+            How many rows there are.
+
+        Raises:
+            CannotResumeError: the rows are of other images.
+        """
+        count = end = 0
+        with self._partial.open("rb") as rows:
+            for raw in rows:
+                row = _parsed(raw)
+                if row is None:
+                    break
+                source = next(images, (None,))[0]
+                if source != row["source"]:
+                    raise CannotResumeError(
+                        f"row {count + 1} of {self._partial} is of {row['source']}, but the image in its place is now "
+                        f"{source or 'none'}; --overwrite begins anew"
+                    )
+                seen(row)
+                count += 1
+                end += len(raw)
+        self._file.truncate(end)
+        return count
+
+    def write(self, row: Record) -> None:
+        """Add a row; `flush` makes it last."""
+        self._file.write(line(row).encode())
+
+    def flush(self) -> None:
+        """Hand the rows to the system: they outlive this process."""
+        self._file.flush()
+
+    def finish(self, output_format: Format) -> None:
+        """Turn the rows into the output."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if output_format is Format.jsonl:
+            self._partial.replace(self.out)
+        else:
+            self._converted(output_format).replace(self.out)
+            self._partial.unlink()
+        self._settings_file.unlink()
+
+    def _converted(self, output_format: Format) -> Path:
+        target = self.out.with_name(self.out.name + ".tmp")
+        try:
+            with self._partial.open("rb") as lines:
+                rows = map(json.loads, lines)
+                if output_format is Format.parquet:
+                    write_parquet(rows, target)
+                else:
+                    with target.open("w", newline="", encoding="utf-8") as out:
+                        write(rows, output_format, out)
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+        return target
+
+    def _check_settings(self) -> None:
+        before = self._settings_file.read_text() if self._settings_file.exists() else self._settings
+        if before != self._settings:
+            raise CannotResumeError(
+                f"the rows in {self._partial} were made with {before}, now {self._settings} is asked for; --overwrite "
+                "begins anew"
+            )
+
+
+def _parsed(raw: bytes) -> Record | None:
+    """A row, or None if it is not whole."""
+    if not raw.endswith(b"\n"):
+        return None
+    try:
+        row = json.loads(raw)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "source" in row else None

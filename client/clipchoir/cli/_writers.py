@@ -1,0 +1,140 @@
+"""Results as a table, JSON Lines, CSV or Parquet."""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Iterator
+from enum import Enum
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from clipchoir._results import Classification, Vector
+from clipchoir.cli._extras import needed
+
+_TABLE_ROWS = 200  # of which one table is made, before the next: there may be millions
+_PARQUET_ROWS = 10_000  # in a row group
+
+Record = dict[str, Any]
+
+
+class Format(str, Enum):
+    """How results are written."""
+
+    table = "table"
+    jsonl = "jsonl"
+    csv = "csv"
+    parquet = "parquet"
+
+    @classmethod
+    def of(cls, path: Path) -> "Format | None":
+        """That the suffix of a file means."""
+        return {".jsonl": cls.jsonl, ".csv": cls.csv, ".parquet": cls.parquet}.get(path.suffix)
+
+
+def record(result: Classification) -> Record:
+    """A result as it stands in JSON Lines."""
+    if result.error:
+        return {"source": result.source, "error": result.error}
+    return {
+        "source": result.source,
+        "label": result.label,
+        "score": _rounded(result.score),
+        "scores": _by_class(result.classes, result.scores),
+        "encoder_scores": {
+            encoder: _by_class(result.classes, scores) for encoder, scores in result.encoder_scores.items()
+        },
+    }
+
+
+def line(content: Record) -> str:
+    """A line of JSON Lines."""
+    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write(records: Iterable[Record], output_format: Format, out: TextIO) -> None:
+    """Write results as they come.
+
+    Args:
+        records: of `record`.
+        output_format: any but Parquet, which is no text.
+        out: where to.
+    """
+    {Format.table: _write_table, Format.jsonl: _write_jsonl, Format.csv: _write_csv}[output_format](records, out)
+
+
+def _by_class(classes: tuple[str, ...], scores: Vector) -> dict[str, float]:
+    return {name: _rounded(score) for name, score in zip(classes, scores.tolist(), strict=True)}
+
+
+def _rounded(score: float) -> float:
+    return round(score, 6)
+
+
+def _write_jsonl(records: Iterable[Record], out: TextIO) -> None:
+    for each in records:
+        out.write(line(each))
+
+
+def _write_csv(records: Iterable[Record], out: TextIO) -> None:
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(["source", "label", "score", "error"])
+    for each in records:
+        rows.writerow([each["source"], each.get("label", ""), each.get("score", ""), each.get("error", "")])
+
+
+def _write_table(records: Iterable[Record], out: TextIO) -> None:
+    console, iterator, first = Console(file=out), iter(records), True
+    while some := list(islice(iterator, _TABLE_ROWS)):
+        table = Table("image", "label", "score", "next best", box=None, show_header=first)
+        for each in some:
+            table.add_row(*map(Text, _cells(each)))  # as they are: file names may look like markup
+        console.print(table)
+        first = False
+
+
+def _cells(each: Record) -> tuple[str, str, str, str]:
+    if "error" in each:
+        return each["source"] or "", "", "", f"error: {each['error']}"
+    others = [(score, name) for name, score in each["scores"].items() if name != each["label"]]
+    score, name = max(others, key=lambda pair: pair[0], default=(math.nan, ""))
+    return each["source"] or "", each["label"], f"{each['score']:.3f}", f"{name} {score:.3f}" if name else ""
+
+
+def write_parquet(records: Iterator[Record], path: Path) -> None:
+    """Write results to a Parquet file.
+
+    Its columns are `source`, `error`, `label`, `score`, `scores` and `<encoder>_scores`, in the order of the classes,
+    which are in the schema's metadata under `classes`, as JSON.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
+    pyarrow, parquet = needed("parquet", "pyarrow", "pyarrow.parquet")
+    first = list(islice(records, _PARQUET_ROWS))
+    good = next((each for each in first if "error" not in each), None)
+    classes = list(good["scores"]) if good else []
+    encoders = list(good["encoder_scores"]) if good else []
+    scores = pyarrow.list_(pyarrow.float32())
+    fields = [("source", pyarrow.string()), ("error", pyarrow.string()), ("label", pyarrow.string())]
+    fields += [("score", pyarrow.float32()), ("scores", scores)]
+    fields += [(f"{encoder}_scores", scores) for encoder in encoders]
+    schema = pyarrow.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
+
+    def row(each: Record) -> Record:
+        flat = {name: each.get(name) for name in ("source", "error", "label", "score")}
+        flat["scores"] = list(each["scores"].values()) if "scores" in each else None
+        for encoder in encoders:
+            values = each.get("encoder_scores", {}).get(encoder)
+            flat[f"{encoder}_scores"] = list(values.values()) if values else None
+        return flat
+
+    with parquet.ParquetWriter(path, schema) as out:
+        some = first
+        while some:
+            out.write_table(pyarrow.Table.from_pylist([row(each) for each in some], schema=schema))
+            some = list(islice(records, _PARQUET_ROWS))
