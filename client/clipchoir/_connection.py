@@ -103,7 +103,7 @@ class Connection:
             raise ValueError(f"a URL is host:port of the server's gRPC endpoint, as in localhost:8001; got {url!r}")
         self.url = url
         self._access = access
-        self._headers = dict(access.headers) or None
+        self._headers = {name.lower(): value for name, value in access.headers.items()} or None  # as HTTP/2 has them
         self.is_local = host in ("localhost", "[::1]") or host.startswith("127.")
         options = [*_KEEP_ALIVE, *_RECONNECT, *_ANY_SIZE]
         if self.is_local:

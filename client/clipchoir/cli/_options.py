@@ -86,7 +86,7 @@ class Server:
             name, colon, value = text.partition(":")
             if not colon or not name.strip():
                 raise typer.BadParameter(f"--header must be 'name: value', got {text!r}")
-            headers[name.strip().lower()] = value.strip()
+            headers[name.strip()] = value.strip()
         return headers
 
 
