@@ -75,7 +75,7 @@ def _raw(array: np.ndarray) -> bytes:
 
 
 @dataclass
-class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
+class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore[misc]
     """Serves `zero_shot` with a behaviour that may be changed at any time.
 
     Attributes:

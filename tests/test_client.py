@@ -242,9 +242,7 @@ def test_the_client_needs_neither_torch_nor_onnxruntime() -> None:
 
 
 def test_classify_writes_json_lines_in_natural_order(server: Triton, folder: Path) -> None:
-    result = run(
-        "clipchoir", "classify", folder, "--url", server.address.grpc, "--json", "--batch-size", "5"
-    )
+    result = run("clipchoir", "classify", folder, "--url", server.address.grpc, "--json", "--batch-size", "5")
     assert result.returncode == 3, result.stderr
     records = [json.loads(line) for line in result.stdout.splitlines()]
     assert [record["source"] for record in records] == [str(folder / name) for name in NATURAL]

@@ -15,7 +15,7 @@ from conftest import BIN, ROOT
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 COMMANDS = re.findall(
-    r"^    (\.venv/bin/clipchoir (?:classify|evaluate) .*?|curl .*?)(?:  +#.*)?$", README, re.MULTILINE
+    r"^    (\.venv/bin/clipchoir (?:classify|evaluate|labels) .*?|curl .*?)(?:  +#.*)?$", README, re.MULTILINE
 )
 
 
@@ -47,7 +47,7 @@ def test_client_commands_run(server: Triton, command: str, tmp_path: Path) -> No
 
 
 def test_all_snippets_and_commands_were_found() -> None:
-    assert (len(SNIPPETS), len(COMMANDS)) == (3, 3)
+    assert (len(SNIPPETS), len(COMMANDS)) == (3, 5)
 
 
 def test_make_targets_of_the_readme_exist() -> None:

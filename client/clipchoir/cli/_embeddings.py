@@ -182,7 +182,7 @@ def write_parquet(folder: Path, encoders: Iterable[str], target: Path) -> None:
     pyarrow, parquet = needed("parquet", "pyarrow", "pyarrow.parquet")
     embeddings = load(folder, encoders)
     fields: list[Any] = [("source", pyarrow.string()), ("error", pyarrow.string())]
-    fields += [(encoder, pyarrow.list_(pyarrow.float32(), values.shape[1])) for encoder, values in embeddings.items()]
+    fields += [(encoder, pyarrow.list_(pyarrow.float32())) for encoder in embeddings]
     schema = pyarrow.schema(fields)
     rows, start = rows_of(folder), 0
     with parquet.ParquetWriter(target, schema) as out:
@@ -191,11 +191,14 @@ def write_parquet(folder: Path, encoders: Iterable[str], target: Path) -> None:
                 pyarrow.array([row.get(name) for row in some], pyarrow.string()) for name in ("source", "error")
             ]
             for values in embeddings.values():
-                part = np.ascontiguousarray(values[start : start + len(some)])
-                missing = np.isnan(part[:, 0])
-                column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(part.reshape(-1)), values.shape[1])
-                columns.append(
-                    pyarrow.compute.if_else(pyarrow.array(missing), pyarrow.scalar(None, column.type), column)
-                )
+                columns.append(_lists(pyarrow, values[start : start + len(some)]))
             out.write_table(pyarrow.Table.from_arrays(columns, schema=schema))
             start += len(some)
+
+
+def _lists(pyarrow: Any, part: Vector) -> Any:
+    """Rows as lists of numbers; a row of NaN is no list."""
+    missing = np.isnan(part[:, 0])
+    ends = np.cumsum(np.where(missing, 0, part.shape[1]))
+    offsets = pyarrow.array(np.concatenate([[0], ends]).astype(np.int32))
+    return pyarrow.ListArray.from_arrays(offsets, pyarrow.array(part[~missing].ravel()), mask=pyarrow.array(missing))

@@ -39,18 +39,18 @@ def web(
         server.client() as client,
     ):
         label_sets = client.label_sets() if client.service else {}
-        _set_up_gradio(uploads)
-        gradio, fastapi, uvicorn = needed("web", "gradio", "fastapi", "uvicorn")
-        site = gradio.mount_gradio_app(
-            fastapi.FastAPI(),
-            Page(client, gradio).build(", ".join(server.url), label_sets),
-            path="/",
-            footer_links=[],
-            ssr_mode=False,
-            theme=gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-            css=STYLE,
-        )
         with _listen(host, port) as listener:
+            _set_up_gradio(uploads)
+            gradio, fastapi, uvicorn = needed("web", "gradio", "fastapi", "uvicorn")
+            site = gradio.mount_gradio_app(
+                fastapi.FastAPI(),
+                Page(client, gradio).build(", ".join(server.url), label_sets),
+                path="/",
+                footer_links=[],
+                ssr_mode=False,
+                theme=gradio.themes.Soft(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+                css=STYLE,
+            )
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             print(f"the page is at {url}; Ctrl-C stops it", flush=True)
             if _has_desktop() if open_ is None else open_:
@@ -74,9 +74,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        raise ClipchoirError(
-            f"cannot listen on {host}, port {port}: {error.strerror or error}; --port 0 takes a free port"
-        ) from error
+        raise ClipchoirError(f"cannot listen: {error.strerror or error}; --host and --port name another") from error
 
 
 def _has_desktop() -> bool:
@@ -144,9 +142,7 @@ class Page:
                 with gradio.Column(scale=2, min_width=320):
                     images = gradio.File(label="Images", file_count="multiple", height=180)
                     kind = gradio.Radio([_SERVERS, _OWN], value=_SERVERS, label="Label set")
-                    name = gradio.Dropdown(
-                        **_choices(label_sets), label="Name", allow_custom_value=True
-                    )
+                    name = gradio.Dropdown(**_choices(label_sets), label="Name", allow_custom_value=True)
                     with gradio.Group(visible=False) as own:
                         classes = gradio.Textbox("", label="Classes, one a line", lines=6, max_lines=12)
                         templates = gradio.Textbox(

@@ -1,0 +1,551 @@
+"""The command line against a real server."""
+
+import contextlib
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from clipchoir import Client, ClipchoirError
+from clipchoir.cli import app
+from clipchoir_server.triton import Triton
+from conftest import BIN, ROOT, SAMPLES, encoded, noise, run
+from fake_triton import answer, fake_triton
+from launcher import Launched, launched
+
+SCENES = ROOT / "demo" / "samples"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _url(server: Triton) -> Iterator[None]:
+    """Every command here goes to the tests' server."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPCHOIR_URL", server.address.grpc)
+        yield
+
+
+@pytest.fixture(scope="module")
+def launcher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
+    """A server for tests that kill clients: Triton before 24.12 may die of that, and the launcher starts it again."""
+    with launched(repository, tmp_path_factory.mktemp("launched"), "--restarts", "100") as server:
+        yield server
+
+
+@pytest.fixture
+def own(launcher: Launched, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Client]:
+    """Commands go to that server; the fixture is a client of it, once it answers."""
+    monkeypatch.setenv("CLIPCHOIR_URL", launcher.grpc)
+
+    def answering() -> Client:
+        until = time.monotonic() + 60
+        while True:
+            client = Client(launcher.grpc)
+            try:
+                client.classify(SAMPLES[:1])
+            except ClipchoirError:
+                assert time.monotonic() < until
+                client.close()
+                time.sleep(0.5)
+            else:
+                return client
+
+    return answering
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def pictures(folder: Path, count: int) -> list[Path]:
+    """Small images, named so that the natural order is not the alphabetical one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"image{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
+        path.write_bytes(encoded(noise(number % 50, (64, 48))))
+    return paths
+
+
+def test_a_file_a_glob_a_list_and_a_folder_name_the_same_images(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "some", 12)
+    (tmp_path / "some" / "notes.txt").write_text("not an image")
+    listed = "\n".join(map(str, paths)) + "\n\n"
+    for arguments, standard_input in (
+        ([str(tmp_path / "some")], None),
+        ([str(tmp_path / "s*" / "*.png")], None),
+        ([str(tmp_path / "**" / "image*")], None),
+        (["-"], listed),
+        ([str(path) for path in paths], None),
+    ):
+        result = run("clipchoir", "classify", *arguments, "--json", input=standard_input)
+        assert result.returncode == 0, result.stderr
+        sources = [json.loads(line)["source"] for line in result.stdout.splitlines()]
+        assert sources == [str(path) for path in paths], arguments
+
+
+def test_tar_shards(tmp_path: Path) -> None:
+    """WebDataset's layout: files of one sample share a key."""
+    shard = tmp_path / "train-000.tar"
+    with tarfile.open(shard, "w") as tar:
+        for number in range(7):
+            for suffix, data in (("cls", b"3"), ("png", encoded(noise(number))), ("json", b"{}")):
+                member = tarfile.TarInfo(f"{number:06}.{suffix}")
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    out = tmp_path / "out.jsonl"
+    result = run("clipchoir", "classify", shard, "--out", out)
+    assert result.returncode == 0, result.stderr
+    assert [row["source"] for row in rows(out)] == [f"{shard}/{number:06}.png" for number in range(7)]
+    with Client(os.environ["CLIPCHOIR_URL"]) as client:
+        expected = client.classify([encoded(noise(number)) for number in range(7)])
+    assert [row["label"] for row in rows(out)] == [each.label for each in expected]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    result = run("clipchoir", "classify", shard, "--json")
+    assert result.returncode == 1
+    assert "train-000.tar is not a whole tar file" in result.stderr
+
+
+def test_own_classes_a_file_and_a_name_as_label_sets(tmp_path: Path) -> None:
+    image = SAMPLES[0]
+    pets = tmp_path / "pets.toml"
+    pets.write_text('classes = ["cat", "dog"]\ntemplates = ["a photo of a {}."]\n')
+    by_option = run(
+        "clipchoir", "classify", image, "--class", "cat", "--class", "dog", "--template", "a photo of a {}.", "--json"
+    )
+    by_file = run("clipchoir", "classify", image, "--label-set", pets, "--json")
+    assert by_option.returncode == by_file.returncode == 0, by_option.stderr + by_file.stderr
+    assert json.loads(by_option.stdout)["scores"] == json.loads(by_file.stdout)["scores"]
+    assert list(json.loads(by_file.stdout)["scores"]) == ["cat", "dog"]
+    by_name = json.loads(run("clipchoir", "classify", image, "--label-set", "moods", "--json").stdout)
+    assert list(by_name["scores"]) == ["a bright day", "night", "fog"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--label-set", "scenes", "--class", "cat"], "either --label-set or --class"),
+        (["--template", "a {}"], "--template belongs to --class"),
+        (["--resume"], "go with --out"),
+        (["--out", "x.txt"], "ends in none of .jsonl, .csv, .parquet"),
+        (["--out", "x.jsonl", "--format", "table"], "a table is for reading"),
+        (["--format", "parquet"], "--format parquet needs --out"),
+        (["--json", "--format", "csv"], "--json contradicts --format csv"),
+        (["--url", "http://localhost:8001"], "host:port"),
+        (["--header", "nonsense"], "--header must be"),
+        (["--tls-cert", "a.pem"], "both a certificate and its key"),
+        (["--tls-ca", "absent.pem"], "No such file"),
+        (["--compression", "zip"], "compression must be one of"),
+        (["--priority", "4"], "--priority"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["classify", str(SAMPLES[0]), *arguments], env={"COLUMNS": "300"})
+    assert result.exit_code == 2
+    assert message in " ".join(result.stderr.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_format_holds_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    pictures(folder, 30)
+    (folder / "image7.png").write_bytes(b"broken")
+    outs = {suffix: tmp_path / f"out.{suffix}" for suffix in ("jsonl", "csv", "parquet")}
+    for out in outs.values():
+        failures = tmp_path / "failures.jsonl"
+        result = run("clipchoir", "classify", folder, "--out", out, "--errors", failures)
+        assert result.returncode == 3, result.stderr
+        assert result.stdout == ""
+        assert [row["source"] for row in rows(failures)] == [str(folder / "image7.png")]
+    expected = rows(outs["jsonl"])
+    with outs["csv"].open(newline="") as file:
+        by_csv = list(csv.DictReader(file))
+    table = pyarrow.parquet.read_table(outs["parquet"])
+    assert json.loads(table.schema.metadata[b"classes"]) == list(expected[0]["scores"])
+    for row, from_csv, from_parquet in zip(expected, by_csv, table.to_pylist(), strict=True):
+        assert row["source"] == from_csv["source"] == from_parquet["source"]
+        assert row.get("label", "") == from_csv["label"] == (from_parquet["label"] or "")
+        assert row.get("error", "") == from_csv["error"] == (from_parquet["error"] or "")
+        if "scores" in row:
+            np.testing.assert_allclose(list(row["scores"].values()), from_parquet["scores"], atol=1e-6)
+            np.testing.assert_allclose(
+                list(row["encoder_scores"]["evaclip"].values()), from_parquet["evaclip_scores"], atol=1e-6
+            )
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name or "tmp" in path.name]
+
+
+def test_results_are_not_lost_by_chance(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 3)
+    out = tmp_path / "out.jsonl"
+    command: list[str | Path] = ["clipchoir", "classify", tmp_path / "some", "--out", out]
+    assert run(*command).returncode == 0
+    before = out.read_bytes()
+    again = run(*command)
+    assert again.returncode == 1
+    assert "exists; --overwrite replaces it" in again.stderr
+    resumed = run(*command, "--resume")
+    assert resumed.returncode == 0
+    assert "is complete" in resumed.stderr
+    assert out.read_bytes() == before
+    out.write_text("other")
+    assert run(*command, "--overwrite").returncode == 0
+    assert out.read_bytes() == before
+
+
+def start(*command: str | Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen([BIN / command[0], *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for_rows(partial: Path, count: int) -> None:
+    until = time.monotonic() + 60
+    while not (partial.exists() and partial.read_bytes().count(b"\n") >= count):
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_run_is_gone_on_with(own: Callable[[], Client], tmp_path: Path, how: signal.Signals) -> None:
+    paths = pictures(tmp_path / "some", 250)
+    (tmp_path / "some" / "image200.png").write_bytes(b"broken")
+    (tmp_path / "some" / "image3.png").write_bytes(b"broken")
+    out, partial, failures = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial", tmp_path / "failures.jsonl"
+    command: list[str | Path] = [
+        "clipchoir",
+        "classify",
+        tmp_path / "some",
+        "--out",
+        out,
+        "--errors",
+        failures,
+        "--batch-size",
+        "4",
+    ]
+    process = start(*command)
+    wait_for_rows(partial, 40)
+    process.send_signal(how)
+    _, stderr = process.communicate(timeout=30)
+    if how == signal.SIGINT:
+        assert process.returncode == 130
+        assert "--resume" in stderr
+        assert "Traceback" not in stderr
+    assert not out.exists()
+    with partial.open("ab") as file:
+        file.write(b'{"source": "half a r')
+    client = own()
+    refused = run(*command)
+    assert refused.returncode == 1
+    assert "--resume goes on with it" in refused.stderr
+    other = run(*command, "--resume", "--weights", "1,0")
+    assert other.returncode == 1
+    assert "were made with" in other.stderr
+    resumed = run(*command, "--resume")
+    assert resumed.returncode == 3, resumed.stderr
+    assert [row["source"] for row in rows(out)] == [str(path) for path in paths]
+    with client:
+        expected = client.classify(paths)
+    assert [row.get("label", "") for row in rows(out)] == [each.label for each in expected]
+    assert [Path(row["source"]).name for row in rows(failures)] == ["image3.png", "image200.png"]
+    assert not partial.exists()
+
+
+def test_a_run_on_other_images_is_not_gone_on_with(own: Callable[[], Client], tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "some", 200)
+    out = tmp_path / "out.csv"
+    process = start("clipchoir", "classify", tmp_path / "some", "--out", out, "--batch-size", "2")
+    wait_for_rows(tmp_path / "out.csv.partial", 16)
+    process.kill()
+    process.communicate()
+    own().close()
+    paths[3].unlink()
+    result = run("clipchoir", "classify", tmp_path / "some", "--out", out, "--resume")
+    assert result.returncode == 1
+    assert "row 4 of" in result.stderr
+    assert "image3.png, but the image in its place is now" in result.stderr
+    paths[3].write_bytes(encoded(noise(3, (64, 48))))
+    assert run("clipchoir", "classify", tmp_path / "some", "--out", out, "--resume").returncode == 0
+    assert len(out.read_text().splitlines()) == 201
+
+
+def test_progress_on_a_terminal_and_silence_in_a_pipe(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 40)
+    out = tmp_path / "out.jsonl"
+    quiet = run("clipchoir", "classify", tmp_path / "some", "--out", out)
+    assert quiet.stdout == quiet.stderr == ""
+    shown = run(
+        "clipchoir", "classify", tmp_path / "some", "--out", out, "--overwrite", env={**os.environ, "FORCE_COLOR": "1"}
+    )
+    assert "classifying" in shown.stderr
+    assert "/40" in shown.stderr
+
+
+def test_embed_writes_arrays_and_resumes(own: Callable[[], Client], tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "some", 200)
+    paths[5].write_bytes(b"broken")
+    out = tmp_path / "embeddings"
+    command: list[str | Path] = ["clipchoir", "embed", tmp_path / "some", "--out", out, "--batch-size", "4"]
+    process = start(*command)
+    wait_for_rows(tmp_path / "embeddings.partial" / "rows.jsonl", 1)
+    process.kill()
+    process.communicate()
+    client = own()
+    assert not out.exists()
+    assert "--resume goes on with it" in run(*command).stderr
+    result = run(*command, "--resume", "--json")
+    assert result.returncode == 3, result.stderr
+    assert json.loads(result.stdout) == {
+        "out": str(out),
+        "images": 200,
+        "failed": 1,
+        "dims": {"metaclip": 64, "evaclip": 96},
+    }
+    named = rows(out / "rows.jsonl")
+    assert [row["source"] for row in named] == [str(path) for path in paths]
+    assert [number for number, row in enumerate(named) if "error" in row] == [5]
+    with client:
+        expected = list(client.embed(paths))
+    for encoder in ("metaclip", "evaclip"):
+        values = np.load(out / f"{encoder}.npy")
+        assert values.dtype == np.float32
+        assert np.isnan(values[5]).all()
+        for number in (0, 4, 6, 199):
+            np.testing.assert_allclose(values[number], expected[number].embedding[encoder], atol=1e-5)
+    parquet = tmp_path / "embeddings.parquet"
+    assert run("clipchoir", "embed", *paths[:10], "--out", parquet).returncode == 3
+    table = pyarrow.parquet.read_table(parquet).to_pylist()
+    np.testing.assert_allclose(table[9]["evaclip"], expected[9].embedding["evaclip"], atol=1e-5)
+    assert table[5]["evaclip"] is None
+    assert table[5]["error"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "embeddings.parquet", "some"]
+
+
+def test_evaluate_sweeps_stored_embeddings(tmp_path: Path) -> None:
+    store, plots = tmp_path / "embeddings", tmp_path / "plots"
+    first = run(
+        "clipchoir", "evaluate", SCENES, "--embeddings", store, "--sweep-weights", "3", "--sweep-drop-below", "0,0.5",
+        "--plots", plots, "--json",
+    )  # fmt: skip
+    assert first.returncode == 0, first.stderr
+    report = json.loads(first.stdout)
+    assert report["images"] == 60
+    sweeps = {(each["option"], each["value"]): each["accuracy"] for each in report["sweeps"]}
+    assert sweeps.keys() == {
+        ("weights", "0,1"), ("weights", "0.5,0.5"), ("weights", "1,0"), ("drop_below", "0"), ("drop_below", "0.5")
+    }  # fmt: skip
+    assert sweeps["weights", "1,0"] == report["encoder_accuracy"]["metaclip"]
+    assert sweeps["weights", "0,1"] == report["encoder_accuracy"]["evaclip"]
+    assert sweeps["weights", "0.5,0.5"] == report["accuracy"]
+    for name in ("confusion", "reliability", "sweep_weights", "sweep_drop_below"):
+        with Image.open(plots / f"{name}.png") as plot:
+            assert min(plot.size) > 300
+    again = run("clipchoir", "evaluate", "--embeddings", store, "--json", "--weights", "0,1")
+    assert json.loads(again.stdout)["accuracy"] == report["encoder_accuracy"]["evaclip"]
+    people = run("clipchoir", "evaluate", "--embeddings", store, "--sweep-weights", "3")
+    for expected in ("Confusion matrix", "Reliability", "calibration error", "Sweeps", "best", "encoders agree on"):
+        assert expected in people.stdout
+
+
+def test_evaluate_counts_by_hand() -> None:
+    """Agreement, precision, recall and calibration, written out again from the scores of every image."""
+    report = json.loads(run("clipchoir", "evaluate", SCENES, "--json").stdout)
+    with Client(os.environ["CLIPCHOIR_URL"]) as client:
+        results = client.classify(SAMPLES)
+    truths = [path.parent.name for path in SAMPLES]
+    labels = [result.label for result in results]
+    best = [[result.classes[scores.argmax()] for scores in result.encoder_scores.values()] for result in results]
+    agreed = [set(each) == {label} for each, label in zip(best, labels, strict=True)]
+    assert report["agreement"] == pytest.approx(np.mean(agreed))
+    for row in report["per_class"]:
+        name = row["class"]
+        hits = sum(truth == label == name for truth, label in zip(truths, labels, strict=True))
+        assert row["images"] == truths.count(name)
+        assert row["recall"] == pytest.approx(hits / truths.count(name))
+        assert row["precision"] == pytest.approx(hits / labels.count(name))
+    gaps = []
+    for low in np.arange(0, 1, 0.1):
+        of_bin = [
+            (result.score, result.label == truth)
+            for result, truth in zip(results, truths, strict=True)
+            if low <= result.score < low + 0.1 or (result.score >= 1 and low > 0.85)
+        ]
+        if of_bin:
+            scores, right = zip(*of_bin, strict=True)
+            gaps.append(abs(np.mean(scores) - np.mean(right)) * len(of_bin))
+    assert report["calibration_error"] == pytest.approx(sum(gaps) / len(results), abs=0.01)
+
+
+def test_submit_writes_numbers_of_classes_in_natural_order(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "some", 12)
+    with Client(os.environ["CLIPCHOIR_URL"]) as client:
+        results = client.classify(paths)
+    out = tmp_path / "submission.csv"
+    result = run("clipchoir", "submit", tmp_path / "some", "--out", out)
+    assert result.returncode == 0, result.stderr
+    lines = out.read_text().splitlines()
+    assert lines[0] == "id_idx,label"
+    assert lines[1:] == [f"{number},{each.classes.index(each.label)}" for number, each in enumerate(results)]
+    assert run("clipchoir", "submit", tmp_path / "some", "--out", out, "--names").returncode == 0
+    assert out.read_text().splitlines()[1] == f"0,{results[0].label}"
+    before = out.read_bytes()
+    paths[2].write_bytes(b"broken")
+    failed = run("clipchoir", "submit", tmp_path / "some", "--out", out)
+    assert failed.returncode == 3
+    assert "1 images have no label" in failed.stderr
+    assert out.read_bytes() == before
+
+
+def test_labels(tmp_path: Path) -> None:
+    listed = json.loads(run("clipchoir", "labels", "list", "--json").stdout)
+    assert listed["label_sets"]["scenes"] == {"classes": 6, "prompts": 312}
+    assert "moods" in run("clipchoir", "labels", "list").stdout
+    shown = run("clipchoir", "labels", "show", "moods")
+    assert "night (4)" in shown.stdout
+    assert "stars above" in shown.stdout
+    assert json.loads(run("clipchoir", "labels", "show", "moods", "--json").stdout)["classes"][2] == "fog"
+    absent = run("clipchoir", "labels", "show", "pets")
+    assert absent.returncode == 1
+    assert 'label set "pets" is not in this repository' in absent.stderr
+    good, bad = tmp_path / "good.toml", tmp_path / "bad.toml"
+    good.write_text('classes = ["a lion", "a sea"]\n')
+    bad.write_text('classes = ["a lion", "a sea"]\ntemplates = ["no"]\n')
+    assert "is good: 2 classes, 2 prompts, will be embedded" in run("clipchoir", "labels", "check", good).stdout
+    refused = run("clipchoir", "labels", "check", bad)
+    assert refused.returncode == 1
+    assert 'template "no" has no "{}"' in refused.stderr
+    tried = run("clipchoir", "labels", "try", good, SAMPLES[0], SAMPLES[1])
+    assert "a lion" in tried.stdout
+    assert "a sea" in tried.stdout
+    assert "embedded already" in run("clipchoir", "labels", "check", good).stdout
+
+
+def test_status_and_top(server: Triton) -> None:
+    result = run("clipchoir", "status", "--seconds", "0.2")
+    assert result.returncode == 0, result.stderr
+    for expected in (server.address.grpc, "ready", "metaclip, evaclip", "preprocess", "images/s now"):
+        assert expected in result.stdout
+    (status,) = json.loads(run("clipchoir", "status", "--json").stdout)
+    assert status["service"]["encoders"] == ["metaclip", "evaclip"]
+    assert "images_per_second" in status
+    away = run("clipchoir", "status", "--url", "localhost:1")
+    assert away.returncode == 4
+    watch = start(
+        "clipchoir", "top", "--metrics-url", f"http://{server.address.metrics}/metrics", "--json",
+        "--interval", "2", "--count", "1",
+    )  # fmt: skip
+    time.sleep(1)
+    run("clipchoir", "classify", SCENES)
+    stdout, stderr = watch.communicate(timeout=30)
+    (look,) = [json.loads(line) for line in stdout.splitlines()]
+    assert look["images_per_second"] > 5, stderr
+    assert 0 < look["agreement"] <= 1
+    assert look["models"]["metaclip"]["compute_ms"] > 0
+    assert sum(look["predictions_per_second"].values()) == pytest.approx(look["images_per_second"], rel=0.3)
+    table = run(
+        "clipchoir",
+        "top",
+        "--metrics-url",
+        f"http://{server.address.metrics}/metrics",
+        "--count",
+        "1",
+        "--interval",
+        "0.2",
+    )
+    assert "images/s" in table.stdout
+    nowhere = run("clipchoir", "top", "--metrics-url", "http://localhost:1/metrics", "--count", "1")
+    assert nowhere.returncode == 4
+    assert "--metrics-url" in nowhere.stderr
+    wrong = run("clipchoir", "top", "--metrics-url", f"http://{server.address.http}/v2", "--count", "1")
+    assert wrong.returncode == 1
+    assert "metrics" in wrong.stderr
+
+
+def test_token_and_headers_are_sent(tmp_path: Path) -> None:
+    with fake_triton() as fake:
+        (image,) = pictures(tmp_path, 1)
+        result = run(
+            "clipchoir", "classify", image, "--url", fake.url, "--header", "X-Team: a: b", "--json",
+            env={**os.environ, "CLIPCHOIR_TOKEN": "secret"},
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        assert fake.metadata[0]["authorization"] == "Bearer secret"
+        assert fake.metadata[0]["x-team"] == "a: b"
+
+
+def test_a_server_that_stays_away_ends_a_run_that_can_be_gone_on_with(tmp_path: Path) -> None:
+    paths = pictures(tmp_path / "some", 60)
+    out = tmp_path / "out.jsonl"
+    command: list[str | Path] = [
+        "clipchoir",
+        "classify",
+        tmp_path / "some",
+        "--out",
+        out,
+        "--batch-size",
+        "2",
+        "--patience",
+        "0.5",
+    ]
+    served = 0
+
+    def dies(request: Any, context: Any) -> Any:
+        nonlocal served
+        served += 1
+        if served > 8:
+            context.abort(14, "Socket closed")  # never reached: grpc wants its own enumeration
+        return answer(request)
+
+    with contextlib.suppress(AssertionError), fake_triton(dies) as fake:
+        first = run(*command, "--url", fake.url)
+    assert first.returncode in (1, 4)
+    assert "Traceback" not in first.stderr
+    partial = tmp_path / "out.jsonl.partial"
+    assert 0 < len(rows(partial)) < 60
+    with fake_triton() as fake:
+        assert run(*command, "--url", fake.url, "--resume").returncode == 0
+    assert [row["source"] for row in rows(out)] == [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "extra"),
+    [
+        ("pyarrow", ["classify", "IMAGE", "--out", "x.parquet"], "parquet"),
+        ("pyarrow", ["embed", "IMAGE", "--out", "x.parquet"], "parquet"),
+        ("matplotlib", ["evaluate", "FOLDER", "--plots", "x"], "plots"),
+    ],
+)
+def test_a_command_says_which_extra_it_needs(tmp_path: Path, module: str, command: list[str], extra: str) -> None:
+    names = {"IMAGE": str(SAMPLES[0]), "FOLDER": str(SCENES)}
+    arguments = [names.get(word, word) for word in command]
+    script = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv = ['clipchoir', *{arguments!r}]; "
+        "from clipchoir.cli import main; main()"
+    )
+    result = run("python", "-c", script, cwd=tmp_path)
+    assert result.returncode == 1
+    assert f"pip install 'clipchoir[{extra}]'" in result.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_command_has_json_and_says_what_it_does() -> None:
+    def help_of(*command: str) -> str:
+        return CliRunner().invoke(app, [*command, "--help"], env={"COLUMNS": "200"}).stdout
+
+    text = help_of()
+    assert "Exit codes: 0 all well, 1 failed, 2 wrong usage" in " ".join(text.split())
+    commands = [["classify"], ["embed"], ["evaluate"], ["submit"], ["status"], ["top"]]
+    commands += [["labels", each] for each in ("list", "show", "check", "try")]
+    for command in commands:
+        assert "--json" in help_of(*command), command
