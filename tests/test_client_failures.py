@@ -127,6 +127,16 @@ def test_a_slow_answer_is_a_time_out() -> None:
         client.classify([picture(0)])
 
 
+def test_a_request_that_timed_out_is_tried_again_even_if_that_took_all_the_patience() -> None:
+    def slow_at_first(request: Any, _: Any) -> Any:
+        if len(server.requests) < 3:
+            time.sleep(1)
+        return answer(request)
+
+    with fake_triton(slow_at_first) as server, Client(server.url, timeout=0.4, patience=0.1) as client:
+        assert client.classify([picture(1)])[0].label == "b"
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

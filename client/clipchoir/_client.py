@@ -177,7 +177,7 @@ class Client:
             start, values = batch
             count = len(values[encoders[0]])
             answer, url = self._engine.infer(
-                SCORING_MODEL, lambda: embedding_inputs(values), wanted.outputs(), parameters, label_set
+                SCORING_MODEL, embedding_inputs(values), wanted.outputs(), parameters, label_set
             )
             rows = wanted.read(answer, count, url)
             return [make(None, start + number, rows, number) for number in range(count)]
@@ -221,7 +221,7 @@ class Client:
 
     def _about_label_sets(self, query: str) -> dict[str, Any]:
         self._check_open()
-        answer, url = self._engine.infer(LABEL_SETS_MODEL, lambda: [text_input("name", query)], ["answer"], {})
+        answer, url = self._engine.infer(LABEL_SETS_MODEL, [text_input("name", query)], ["answer"], {})
         text = answer.as_numpy("answer")
         if text is None or text.shape != (1,):
             raise ServerFailedError(f"the model {LABEL_SETS_MODEL} at {url} has no answer")

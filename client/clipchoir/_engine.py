@@ -25,7 +25,6 @@ _TRIED_AGAIN = 2  # times, after a failure that may be the request's own fault: 
 _BACKOFF = wait_random_exponential(multiplier=0.2, max=5)  # seconds, "full jitter": clients do not come back together
 
 T = TypeVar("T")
-Inputs = Callable[[], list[grpcclient.InferInput]]
 
 
 class Engine:
@@ -90,7 +89,7 @@ class Engine:
     def infer(
         self,
         model: str,
-        inputs: Inputs,
+        inputs: list[grpcclient.InferInput],
         outputs: Sequence[str],
         parameters: dict[str, str],
         label_set: LabelSet | None = None,
@@ -99,7 +98,7 @@ class Engine:
 
         Args:
             model: its name.
-            inputs: makes the inputs.
+            inputs: its tensors.
             outputs: names of those that are wanted.
             parameters: of the request.
             label_set: sent along where the server does not know it.
@@ -107,11 +106,10 @@ class Engine:
         Raises:
             ClipchoirError: of the kind that fits; the last one after several trials.
         """
-        tensors = inputs()
 
         def attempt() -> tuple[grpcclient.InferResult, str]:
             with self.endpoints.turn() as connection:
-                return _infer(connection, model, tensors, outputs, parameters, label_set), connection.url
+                return _infer(connection, model, inputs, outputs, parameters, label_set), connection.url
 
         return self._trying(attempt)
 
@@ -120,6 +118,7 @@ class Engine:
 
     def _trying(self, attempt: Callable[[], T]) -> T:
         failures = 0
+        spent = stop_after_delay(self._patience)
 
         def is_worth_it(error: BaseException) -> bool:
             nonlocal failures
@@ -130,8 +129,11 @@ class Engine:
                 return failures <= _TRIED_AGAIN
             return isinstance(error, UnreachableError | OverloadedError)
 
+        def is_enough(state: RetryCallState) -> bool:
+            return isinstance(_error(state), UnreachableError | OverloadedError) and spent(state)
+
         def pause(state: RetryCallState) -> float:
-            error = state.outcome.exception() if state.outcome else None
+            error = _error(state)
             if isinstance(error, UnreachableError) and self.endpoints.others_are_up():
                 return 0.0
             return _BACKOFF(state)
@@ -139,16 +141,20 @@ class Engine:
         return Retrying(
             retry=retry_if_exception(is_worth_it),
             wait=pause,
-            stop=stop_after_delay(self._patience),
+            stop=is_enough,
             sleep=self._sleep,
             reraise=True,
         )(attempt)
 
 
+def _error(state: RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
+
+
 def _infer(
     connection: Connection,
     model: str,
-    tensors: list[grpcclient.InferInput],
+    inputs: list[grpcclient.InferInput],
     outputs: Sequence[str],
     parameters: dict[str, str],
     label_set: LabelSet | None,
@@ -156,11 +162,11 @@ def _infer(
     announced = connection.announced
     said = announced.parameters(label_set, parameters)
     try:
-        answer = connection.infer(model, tensors, outputs, said)
+        answer = connection.infer(model, inputs, outputs, said)
     except UnknownLabelSetError:
         if label_set is None or "label_set_spec" in said:
             raise
         announced.forgotten(label_set)
-        answer = connection.infer(model, tensors, outputs, announced.parameters(label_set, parameters))
+        answer = connection.infer(model, inputs, outputs, announced.parameters(label_set, parameters))
     announced.sent(label_set)
     return answer

@@ -61,7 +61,7 @@ class Job(Generic[R]):
     def _ask(self, waiting: Sequence[tuple[int, int, Row]], results: list[R | None]) -> None:
         images = [row.data for _, _, row in waiting]
         answer, url = self.engine.infer(
-            MODEL, lambda: [image_input(images)], self.wanted.outputs(), self.parameters, self.label_set
+            MODEL, [image_input(images)], self.wanted.outputs(), self.parameters, self.label_set
         )
         rows = self.wanted.read(answer, len(images), url)
         for number, (place, index, row) in enumerate(waiting):
