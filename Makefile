@@ -7,7 +7,7 @@ SOURCES := $(shell find export model_repository -name '*.py' -o -name '*.j2' -o 
 CHECKPOINTS := $(wildcard demo/checkpoints/*/*)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak fuzz marathon lint source clean
+.PHONY: help demo serve test soak fuzz marathon bench lint source clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -19,13 +19,16 @@ serve: $(DEMO)  ## serve the demo pair until Ctrl-C
 	$(BIN)/clipchoir-server build/demo
 
 test: $(READY)  ## run every test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(DEMO)  ## load the demo pair's server for MINUTES (5), check every answer and the memory
 	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),5)
 
 marathon: $(DEMO)  ## classify IMAGES (100,000) while the server is killed twice and the client once
 	$(BIN)/python tests/marathon.py --images $(or $(IMAGES),100000)
+
+bench: $(DEMO)  ## measure throughput and latency beside what the hardware allows; QUICK=1: under ten minutes
+	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick)
 
 fuzz: $(DEMO)  ## send 10,000 damaged images and parameters, or COUNT, from SEED (0)
 	$(BIN)/python tests/fuzz.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0)

@@ -165,8 +165,8 @@ def main(
 ) -> None:
     """Measure what the Python client costs beside perf_analyzer, with the demo pair and with a pair of ViT-B/16 shapes.
 
-    Takes about ten minutes on two cores, two with --quick. Each measurement of the ViT-B/16 pair takes three requests
-    per place in flight at least, however long these are. Ctrl-C prints what was measured until then.
+    Takes about a quarter of an hour on two cores, five minutes with --quick. Each measurement of the ViT-B/16 pair
+    takes three requests per place in flight at least, however long these are. Ctrl-C prints what was measured so far.
     """
     if quick:
         rounds, seconds, base_rounds, base_seconds = 3, 2.0, 1, 5.0

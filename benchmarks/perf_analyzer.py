@@ -59,6 +59,7 @@ class Load:
         batch_size: rows per request.
         concurrency: requests in flight.
         input_data: JSON file as `write_input_data` makes it; a batch takes the next rows, over and over.
+        rate: requests per second at random times (Poisson), however many that puts in flight; 0: `concurrency` counts.
     """
 
     url: str
@@ -66,6 +67,7 @@ class Load:
     batch_size: int
     concurrency: int
     input_data: Path
+    rate: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,14 @@ class PerfAnalyzer:
                 "-u": load.url,
                 "-i": "grpc",
                 "-b": load.batch_size,
-                "--concurrency-range": load.concurrency,
                 "--input-data": load.input_data,
                 "--request-count": requests,
                 "--profile-export-file": record,
             }
+            if load.rate:
+                options |= {"--request-rate-range": load.rate, "--request-distribution": "poisson"}
+            else:
+                options["--concurrency-range"] = load.concurrency
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = self._run([str(part) for option in options.items() for part in option])
             after = resource.getrusage(resource.RUSAGE_CHILDREN)

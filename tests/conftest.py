@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -34,6 +35,11 @@ def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [BIN / command[0], *command[1:]], capture_output=True, text=True, timeout=240, check=False, **options
     )
+
+
+def heed_ctrl_c() -> None:
+    """In a new process, before its program starts: the tests may be a background job, which ignores it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

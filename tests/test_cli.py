@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from clipchoir import Client, ClipchoirError
 from clipchoir.cli import app
 from clipchoir_server.triton import Triton
-from conftest import BIN, ROOT, SAMPLES, encoded, noise, run
+from conftest import BIN, ROOT, SAMPLES, encoded, heed_ctrl_c, noise, run
 from fake_triton import answer, fake_triton
 from launcher import Launched, launched
 
@@ -207,7 +207,9 @@ def test_results_are_not_lost_by_chance(tmp_path: Path) -> None:
 
 
 def start(*command: str | Path) -> "subprocess.Popen[str]":
-    return subprocess.Popen([BIN / command[0], *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    pipe = subprocess.PIPE
+    words = [BIN / command[0], *command[1:]]
+    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
 
 
 def wait_for_rows(partial: Path, count: int) -> None:

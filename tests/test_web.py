@@ -17,7 +17,7 @@ from clipchoir import Classification, Client, LabelSet
 from clipchoir.cli import _web
 from clipchoir.cli._page import cards as cards_html
 from clipchoir_server.triton import Triton
-from conftest import BIN, ROOT, run
+from conftest import BIN, ROOT, heed_ctrl_c, run
 
 SEA = ROOT / "demo" / "samples" / "Sea" / "sea_00.jpg"
 STREET = ROOT / "demo" / "samples" / "Street" / "street_01.jpg"
@@ -36,7 +36,9 @@ WITHIN = 20_000  # ms
 def url(server: Triton) -> Iterator[str]:
     """The page's address. Afterwards Ctrl-C ends the command in an orderly way."""
     command: list[str | Path] = [BIN / "clipchoir", "web", "--url", server.address.grpc, "--port", "0", "--no-open"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_ctrl_c
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
