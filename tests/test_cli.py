@@ -141,7 +141,9 @@ def test_own_classes_a_file_and_a_name_as_label_sets(tmp_path: Path) -> None:
         (["--out", "x.txt"], "ends in none of .jsonl, .csv, .parquet"),
         (["--out", "x.jsonl", "--format", "table"], "a table is for reading"),
         (["--format", "parquet"], "--format parquet needs --out"),
-        (["--json", "--format", "csv"], "--json contradicts --format csv"),
+        (["--json", "--format", "csv"], "--json contradicts csv"),
+        (["--json", "--out", "x.csv"], "--json contradicts csv"),
+        (["--out", "x.csv", "--resume", "--overwrite"], "either --resume or --overwrite"),
         (["--url", "http://localhost:8001"], "host:port"),
         (["--header", "nonsense"], "--header must be"),
         (["--tls-cert", "a.pem"], "both a certificate and its key"),
@@ -204,6 +206,84 @@ def test_results_are_not_lost_by_chance(tmp_path: Path) -> None:
     out.write_text("other")
     assert run(*command, "--overwrite").returncode == 0
     assert out.read_bytes() == before
+
+
+def test_an_interrupted_overwrite_is_gone_on_with_and_replaces_in_the_end(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 3)
+    out = tmp_path / "out.jsonl"
+    command: list[str | Path] = ["clipchoir", "classify", tmp_path / "some", "--out", out]
+    assert run(*command).returncode == 0
+    before = rows(out)
+    service = json.loads(run("clipchoir", "status", "--json").stdout)[0]["service"]
+    first = run("clipchoir", "classify", tmp_path / "some", "--json", "--weights", "1,0").stdout.splitlines()[0]
+    settings = {"repository": service["version"], "label_set": "scenes", "weights": "1.0,0.0"}
+    (tmp_path / "out.jsonl.partial").write_text(first + "\n")
+    (tmp_path / "out.jsonl.partial.settings").write_text(json.dumps(settings, sort_keys=True))
+    resumed = run(*command, "--weights", "1,0", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert [row["scores"] for row in rows(out)] == [row["encoder_scores"]["metaclip"] for row in before]
+
+
+def test_a_server_that_is_away_changes_nothing(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 3)
+    (tmp_path / "out.jsonl.partial").write_text("rows of an interrupted run")
+    for out in ("new.jsonl", "out.jsonl"):
+        command = ["clipchoir", "classify", "some", "--out", out, "--url", "localhost:1", "--overwrite"]
+        assert run(*command, cwd=tmp_path).returncode == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl.partial", "some"]
+
+
+def test_file_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    folder = tmp_path / "some"
+    folder.mkdir()
+    name = os.fsdecode(b"caf\xe9.png")
+    (folder / name).write_bytes(encoded(noise(1)))
+    (folder / "empty.png").write_bytes(b"")
+    for suffix in ("jsonl", "csv", "parquet"):
+        assert run("clipchoir", "classify", folder, "--out", tmp_path / f"out.{suffix}").returncode == 3
+    assert [Path(row["source"]).name for row in rows(tmp_path / "out.jsonl")] == [name, "empty.png"]
+    assert b"caf\xe9.png" in (tmp_path / "out.csv").read_bytes()
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    assert [Path(row["source"]).name for row in table] == ["caf?.png", "empty.png"]
+    listed = subprocess.run(
+        [BIN / "clipchoir", "classify", "-"],
+        input=os.fsencode(folder / name) + b"\r\n",
+        capture_output=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "COLUMNS": "300"},
+    )
+    assert b"caf?.png" in listed.stdout
+
+
+def test_an_interrupted_conversion_of_embeddings_is_finished(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 5)
+    assert run("clipchoir", "embed", tmp_path / "some", "--out", tmp_path / "x.parquet.rows").returncode == 0
+    out = tmp_path / "x.parquet"
+    assert "exists" in run("clipchoir", "embed", tmp_path / "some", "--out", out).stderr
+    assert run("clipchoir", "embed", tmp_path / "some", "--out", out, "--resume").returncode == 0
+    assert pyarrow.parquet.read_table(out).num_rows == 5
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["some", "x.parquet"]
+
+
+def test_a_store_that_was_killed_before_it_got_its_name_is_whole(tmp_path: Path) -> None:
+    pictures(tmp_path / "some", 5)
+    out = tmp_path / "x"
+    command: list[str | Path] = ["clipchoir", "embed", tmp_path / "some", "--out", out]
+    assert run(*command).returncode == 0
+    before = np.load(out / "evaclip.npy")
+    out.rename(tmp_path / "x.partial")
+    assert run(*command, "--resume").returncode == 0
+    np.testing.assert_array_equal(np.load(out / "evaclip.npy"), before)
+    assert run(*command, "--overwrite").returncode == 0
+    assert not (tmp_path / "x.old").exists()
+
+
+def test_a_reader_that_has_seen_enough() -> None:
+    command = f"{BIN / 'clipchoir'} classify {SCENES} --json --batch-size 1 | head -1"
+    result = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
+    assert len(result.stdout.splitlines()) == 1
+    assert result.stderr == ""
 
 
 def start(*command: str | Path) -> "subprocess.Popen[str]":
@@ -360,6 +440,21 @@ def test_evaluate_sweeps_stored_embeddings(tmp_path: Path) -> None:
         assert expected in people.stdout
 
 
+def test_evaluate_is_certain_of_the_classes(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    deep = tmp_path / "deep" / "Sea" / "2020"
+    pictures(deep, 1)
+    refused = run("clipchoir", "evaluate", tmp_path / "deep")
+    assert refused.returncode == 1
+    assert "lies deeper than" in refused.stderr
+    pictures(tmp_path / "one" / "Sea", 2)
+    pictures(tmp_path / "other" / "Sea", 3)
+    assert run("clipchoir", "evaluate", tmp_path / "one", "--embeddings", store).returncode == 0
+    mixed = run("clipchoir", "evaluate", tmp_path / "other", "--embeddings", store)
+    assert mixed.returncode == 1
+    assert "is not of the images in this folder" in mixed.stderr
+
+
 def test_evaluate_counts_by_hand() -> None:
     """Agreement, precision, recall and calibration, written out again from the scores of every image."""
     report = json.loads(run("clipchoir", "evaluate", SCENES, "--json").stdout)
@@ -454,7 +549,8 @@ def test_status_and_top(server: Triton) -> None:
     assert look["images_per_second"] > 5, stderr
     assert 0 < look["agreement"] <= 1
     assert look["models"]["metaclip"]["compute_ms"] > 0
-    assert sum(look["predictions_per_second"].values()) == pytest.approx(look["images_per_second"], rel=0.3)
+    assert look["predictions_per_second"].keys() <= {path.parent.name for path in SAMPLES}
+    assert sum(look["predictions_per_second"].values()) > 5
     table = run(
         "clipchoir",
         "top",

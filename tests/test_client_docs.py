@@ -56,7 +56,9 @@ def test_methods_and_options() -> None:
     assert set(Options.__annotations__) <= set(re.findall(r"`(\w+)`", TEXT))
 
 
-@pytest.mark.parametrize("name", ["classify", "stream", "embed", "label_sets", "label_set", "check", "status", "close"])
+@pytest.mark.parametrize(
+    "name", ["classify", "stream", "embed", "score", "label_sets", "label_set", "check", "status", "close"]
+)
 def test_both_clients_take_the_same_arguments(name: str) -> None:
     one, other = (inspect.signature(getattr(kind, name)).parameters for kind in (Client, AsyncClient))
     assert list(one) == list(other)

@@ -3,13 +3,14 @@
 import asyncio
 import io
 import json
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import clipchoir
 from clipchoir import AsyncClient, Client, Embedding, LabelSet
@@ -81,6 +82,48 @@ def test_a_pil_image_is_turned_as_its_file_would_be(client: Client, tmp_path: Pa
     by_path, by_image, lying = client.classify([path, Image.open(path), np.asarray(Image.open(path))])
     np.testing.assert_allclose(by_path.scores, by_image.scores, atol=1e-6)
     assert np.abs(by_path.scores - lying.scores).max() > 1e-5
+
+
+def test_a_pil_image_is_sent_as_it_is_now(client: Client, tmp_path: Path) -> None:
+    """Not with the tags of the file that it was opened from, which may be another's by now."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0100], exif[0x0101] = 6, 320, 200
+    noise(4).save(tmp_path / "phone.jpg", quality=95, exif=exif)
+    noise(4).save(tmp_path / "scan.tif", compression="jpeg")
+    for name in ("phone.jpg", "scan.tif"):
+        opened = Image.open(tmp_path / name)
+        small = opened.copy()
+        small.thumbnail((100, 100))
+        changed = [small, opened.resize((64, 64)), opened.crop((10, 10, 90, 70)), opened.rotate(90, expand=True)]
+        for each in [*changed, Image.open(tmp_path / name)]:
+            pixels = np.asarray(ImageOps.exif_transpose(each).convert("RGB"))
+            by_image, by_pixels = client.classify([each, pixels])
+            assert not by_image.error
+            np.testing.assert_allclose(by_image.scores, by_pixels.scores, atol=1e-6)
+    video = noise(5).convert("YCbCr")
+    by_image, by_pixels = client.classify([video, np.asarray(video.convert("RGB"))])
+    np.testing.assert_allclose(by_image.scores, by_pixels.scores, atol=1e-6)
+
+
+def test_stored_embeddings_of_failed_images_have_an_error(client: Client) -> None:
+    good = next(client.embed(SAMPLES[:1])).embedding
+    stored = {name: np.stack([values, np.full_like(values, np.nan), values]) for name, values in good.items()}
+    one, bad, other = client.score(stored)
+    assert (one.error, bad.error, other.error) == ("", "it has no embedding", "")
+    assert bad.label == ""
+    with pytest.raises(ValueError, match="batch_size must be at least 1"):
+        list(client.score(stored, batch_size=-1))
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+def test_closing_under_a_stream_ends_it_with_a_typed_error(server: Triton, ordered: bool) -> None:
+    client = Client(server.address.grpc, concurrency=2)
+    stream = client.stream(SAMPLES * 20, batch_size=2, ordered=ordered)
+    next(stream)
+    threading.Timer(0.2, client.close).start()
+    with pytest.raises(clipchoir.ClientClosedError):
+        for _ in stream:
+            pass
 
 
 @pytest.mark.parametrize(
@@ -189,6 +232,7 @@ def test_label_sets_from_files(tmp_path: Path) -> None:
         "d.json": "[]",
         "e.toml": 'classes = "cat"',
         "f.json": '{"classes": ["a"], "extra": 3}',
+        "h.json": '{"classes": 5}',
     }.items():
         (tmp_path / name).write_text(content)
         with pytest.raises(clipchoir.BadLabelSetFileError, match=name):
@@ -244,7 +288,9 @@ def test_the_asynchronous_client_answers_as_the_other_does(server: Triton, clien
             loose = [each async for each in asynchronous.stream(SAMPLES[:20], batch_size=3, ordered=False)]
             assert sorted(each.index for each in loose) == list(range(20))
             embedded = [each async for each in asynchronous.embed(some(3))]
-            assert embedded[2].embedding["metaclip"].shape == (64,)
+            stored = {name: np.stack([each.embedding[name] for each in embedded]) for name in client.encoders}
+            again = [each async for each in asynchronous.score(stored, batch_size=2)]
+            assert [each.label for each in again] == [each.label for each in expected[:3]]
             assert (await asynchronous.label_sets())["default"] == "scenes"
             assert (await asynchronous.label_set("moods"))["classes"][1] == "night"
             assert (await asynchronous.check(PETS))["classes"] == 2

@@ -12,10 +12,9 @@ from typing_extensions import Self, Unpack
 from clipchoir._client import BATCH_SIZE, CONCURRENCY, Client
 from clipchoir._connection import Tls
 from clipchoir._images import Image
-from clipchoir._jobs import Job
 from clipchoir._label_set import LabelSet
 from clipchoir._options import Options, split
-from clipchoir._results import Classification, Embedding
+from clipchoir._results import Classification, Embedding, Vector
 from clipchoir._status import Status
 
 T = TypeVar("T")
@@ -84,7 +83,11 @@ class AsyncClient:
         self._client._check(images, batch_size)
         label_set, parameters = split(options)
         return self._streamed(
-            images, batch_size, ordered, lambda: self._client._job(batch_size, True, embeddings, label_set, parameters)
+            lambda: (
+                self._client._job(batch_size, True, embeddings, label_set, parameters).run,
+                _batches(images, batch_size),
+            ),
+            ordered,
         )
 
     def embed(
@@ -94,8 +97,24 @@ class AsyncClient:
         self._client._check(images, batch_size)
         _, parameters = split({"priority": priority})
         return self._streamed(
-            images, batch_size, ordered, lambda: self._client._job(batch_size, False, True, None, parameters)
+            lambda: (
+                self._client._job(batch_size, False, True, None, parameters).run,
+                _batches(images, batch_size),
+            ),
+            ordered,
         )
+
+    def score(
+        self, embeddings: Mapping[str, Vector], *, batch_size: int | None = None, **options: Unpack[Options]
+    ) -> AsyncGenerator[Classification, None]:
+        """As `Client.score`."""
+        self._client._check_open()
+
+        def scoring() -> tuple[Callable[[Any], list[Any]], AsyncGenerator[Any, None]]:
+            work, batches = self._client._scoring(embeddings, batch_size, options)
+            return work, _one_by_one(batches)
+
+        return self._streamed(scoring, ordered=True)
 
     async def label_sets(self) -> dict[str, Any]:
         """As `Client.label_sets`."""
@@ -114,15 +133,21 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.status)
 
     async def _streamed(
-        self, images: Images, batch_size: int, ordered: bool, make_job: Callable[[], Job[Any]]
+        self, begin: Callable[[], tuple[Callable[[Any], list[Any]], AsyncGenerator[Any, None]]], ordered: bool
     ) -> AsyncGenerator[Any, None]:
-        job = await asyncio.to_thread(make_job)
+        """Results of batches.
+
+        Args:
+            begin: asks the server what has to be known, and gives what to do with a batch, and the batches.
+            ordered: False: as they come.
+        """
+        work, batches = await asyncio.to_thread(begin)
         pipeline = self._client._pipeline
         waiting: deque[asyncio.Future[list[Any]]] = deque()
         try:
-            async with aclosing(_batches(images, batch_size)) as some:
-                async for batch in some:
-                    waiting.append(asyncio.wrap_future(pipeline.submit(job.run, batch)))
+            async with aclosing(batches):
+                async for batch in batches:
+                    waiting.append(asyncio.wrap_future(pipeline.submit(work, batch)))
                     if len(waiting) >= pipeline.capacity:
                         for result in await _next(waiting, ordered):
                             yield result
@@ -132,6 +157,11 @@ class AsyncClient:
         finally:
             for future in waiting:
                 future.cancel()  # what has begun goes on, see the class
+
+
+async def _one_by_one(some: Iterable[T]) -> AsyncGenerator[T, None]:
+    for each in some:
+        yield each
 
 
 async def _next(waiting: "deque[asyncio.Future[list[T]]]", ordered: bool) -> list[T]:

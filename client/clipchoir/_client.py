@@ -2,10 +2,11 @@
 
 import json
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, cast
 
+import numpy as np
 from typing_extensions import Self, Unpack
 
 from clipchoir._answers import LABEL_SETS_MODEL, SCORING_MODEL, Service, Wanted, embedding_inputs, text_input
@@ -157,34 +158,16 @@ class Client:
         """Classify images by their stored embeddings; no encoder runs.
 
         Args:
-            embeddings: float32 (N, D) by encoder, as `embed` gives them; all encoders of the server.
+            embeddings: float32 (N, D) by encoder, as `embed` gives them; all encoders of the server. A row of NaN gives
+                a result with an `error`.
             batch_size: rows per request; None: as many as the server takes.
 
         Raises:
             ClipchoirError, ValueError: as `classify`; or an encoder's embeddings are missing or of another length.
         """
         self._check_open()
-        encoders = self.encoders
-        if set(embeddings) != set(encoders):
-            raise ValueError(f"embeddings of {', '.join(encoders)} are needed, got {', '.join(embeddings) or 'none'}")
-        if len({len(values) for values in embeddings.values()}) != 1:
-            raise ValueError("the encoders' embeddings differ in length")
-        label_set, parameters = split(options)
-        wanted = Wanted(encoders, classes=tuple(label_set.classes) if label_set else ())
-        make = classification(encoders)
-
-        def work(batch: tuple[int, dict[str, Vector]]) -> list[Classification]:
-            start, values = batch
-            count = len(values[encoders[0]])
-            answer, url = self._engine.infer(
-                SCORING_MODEL, embedding_inputs(values), wanted.outputs(), parameters, label_set
-            )
-            rows = wanted.read(answer, count, url)
-            return [make(None, start + number, rows, number) for number in range(count)]
-
-        size = batch_size or self.service.max_batch_size
-        self._check_batch(size)
-        return self._pipeline.results(work, rows_of(embeddings, size))
+        work, batches_ = self._scoring(embeddings, batch_size, options)
+        return self._pipeline.results(work, batches_)
 
     def label_sets(self) -> dict[str, Any]:
         """The named sets of the server: `{"default": name, "label_sets": {name: {"classes": C, "prompts": P}}}`."""
@@ -221,6 +204,7 @@ class Client:
 
     def _about_label_sets(self, query: str) -> dict[str, Any]:
         self._check_open()
+        self._engine.service()  # a wrong URL shows without a delay
         answer, url = self._engine.infer(LABEL_SETS_MODEL, [text_input("name", query)], ["answer"], {})
         text = answer.as_numpy("answer")
         if text is None or text.shape != (1,):
@@ -241,6 +225,38 @@ class Client:
         job = self._job(batch_size, scores, embeddings, label_set, parameters)
         yield from self._pipeline.results(job.run, batches(images, batch_size), ordered)
 
+    def _scoring(
+        self, embeddings: Mapping[str, Vector], batch_size: int | None, options: Options
+    ) -> tuple[Callable[[Any], list[Classification]], Iterator[Any]]:
+        """What `score` does with each batch, and the batches."""
+        encoders = self.encoders
+        if set(embeddings) != set(encoders):
+            raise ValueError(f"embeddings of {', '.join(encoders)} are needed, got {', '.join(embeddings) or 'none'}")
+        if len({len(values) for values in embeddings.values()}) != 1:
+            raise ValueError("the encoders' embeddings differ in length")
+        label_set, parameters = split(options)
+        wanted = Wanted(encoders, classes=tuple(label_set.classes) if label_set else ())
+        make = classification(encoders)
+
+        def work(batch: tuple[int, dict[str, Vector]]) -> list[Classification]:
+            start, values = batch
+            count = len(values[encoders[0]])
+            answer, url = self._engine.infer(
+                SCORING_MODEL, embedding_inputs(values), wanted.outputs(), parameters, label_set
+            )
+            rows = wanted.read(answer, count, url)
+            missing = np.isnan([each[:, 0] for each in values.values()]).any(axis=0)  # (N,)
+            return [
+                Classification(None, start + number, error="it has no embedding")
+                if missing[number]
+                else make(None, start + number, rows, number)
+                for number in range(count)
+            ]
+
+        size = self.service.max_batch_size if batch_size is None else batch_size
+        self._check_batch(size)
+        return work, rows_of(embeddings, size)
+
     def _job(
         self, batch_size: int, scores: bool, embeddings: bool, label_set: LabelSet | None, parameters: dict[str, str]
     ) -> Job[Any]:
@@ -251,7 +267,7 @@ class Client:
         return Job(self._engine, wanted, make, failed, parameters, label_set)
 
     def _check(self, images: object, batch_size: int) -> None:
-        if isinstance(images, str | bytes | os.PathLike) or hasattr(images, "read"):
+        if isinstance(images, str | bytes | os.PathLike | np.ndarray) or hasattr(images, "read"):
             raise TypeError("images must be a list or another iterable of images, not one image")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
@@ -262,6 +278,8 @@ class Client:
             raise ClientClosedError("this client is closed")
 
     def _check_batch(self, batch_size: int) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if batch_size > (most := self.service.max_batch_size):
             raise BadRequestError(
                 f"a batch of {batch_size} images is too large for the server: it takes at most {most}"

@@ -111,9 +111,11 @@ class Connection:
         tls = access.tls.arguments() if access.tls else {}
         self._triton = grpcclient.InferenceServerClient(url, channel_args=options, **tls)
         self.announced = Announced()
+        self._closed = False
 
     def close(self) -> None:
         """Requests in flight are cancelled."""
+        self._closed = True
         self._triton.close()
 
     def infer(
@@ -164,6 +166,8 @@ class Connection:
         try:
             return method(*arguments, headers=self._headers, client_timeout=self._access.timeout, **options)
         except InferenceServerException as error:
+            if self._closed:
+                raise ClientClosedError(f"the client of {self.url} was closed") from error
             raise from_triton(error, self.url, self._access.timeout) from error
         except ValueError as error:  # gRPC's word for a channel that was closed meanwhile
             if "closed channel" in str(error):

@@ -21,6 +21,7 @@ class _Endpoint:
     pause: float = 0.0  # seconds; 0: the last answer was one
     up_at: float = 0.0
     shrunk_at: float = 0.0
+    paused_at: float = 0.0
 
     def is_up(self) -> bool:
         return time.monotonic() >= self.up_at
@@ -93,9 +94,7 @@ class Endpoints:
             self._shrink(endpoint, began)
             raise
         except (UnreachableError, TimedOutError):
-            with self._changed:
-                endpoint.pause = min(_LONGEST_PAUSE, 2 * endpoint.pause or _FIRST_PAUSE)
-                endpoint.up_at = time.monotonic() + endpoint.pause
+            self._leave_alone(endpoint, began)
             raise
         else:
             with self._changed:
@@ -112,6 +111,14 @@ class Endpoints:
         candidates = up or [min(self._endpoints, key=lambda each: each.up_at)]
         best = min(candidates, key=lambda each: each.in_flight / each.limit)
         return best if best.in_flight < max(1, int(best.limit)) else None
+
+    def _leave_alone(self, endpoint: _Endpoint, began: float) -> None:
+        """Once for all requests that were in flight together."""
+        with self._changed:
+            if began >= endpoint.paused_at:
+                endpoint.pause = min(_LONGEST_PAUSE, 2 * endpoint.pause or _FIRST_PAUSE)
+                endpoint.paused_at = time.monotonic()
+                endpoint.up_at = endpoint.paused_at + endpoint.pause
 
     def _shrink(self, endpoint: _Endpoint, began: float) -> None:
         """Once for all requests that were in flight together."""

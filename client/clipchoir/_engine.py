@@ -1,11 +1,12 @@
 """Requests with retries, whichever server answers them."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import tritonclient.grpc as grpcclient
-from tenacity import RetryCallState, Retrying, stop_after_delay, wait_random_exponential
+from tenacity import RetryCallState, Retrying, wait_random_exponential
 from tenacity.retry import retry_if_exception
 
 from clipchoir._answers import Service
@@ -118,7 +119,7 @@ class Engine:
 
     def _trying(self, attempt: Callable[[], T]) -> T:
         failures = 0
-        spent = stop_after_delay(self._patience)
+        since: float | None = None  # when no server began to take the request
 
         def is_worth_it(error: BaseException) -> bool:
             nonlocal failures
@@ -130,7 +131,12 @@ class Engine:
             return isinstance(error, UnreachableError | OverloadedError)
 
         def is_enough(state: RetryCallState) -> bool:
-            return isinstance(_error(state), UnreachableError | OverloadedError) and spent(state)
+            nonlocal since
+            if not isinstance(_error(state), UnreachableError | OverloadedError):
+                since = None
+                return False
+            since = since or time.monotonic()
+            return time.monotonic() - since >= self._patience
 
         def pause(state: RetryCallState) -> float:
             error = _error(state)
@@ -167,6 +173,6 @@ def _infer(
         if label_set is None or "label_set_spec" in said:
             raise
         announced.forgotten(label_set)
-        answer = connection.infer(model, inputs, outputs, announced.parameters(label_set, parameters))
+        answer = connection.infer(model, inputs, outputs, {**parameters, "label_set_spec": label_set.spec})
     announced.sent(label_set)
     return answer

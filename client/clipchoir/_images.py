@@ -18,6 +18,10 @@ AnImage = Union[str, os.PathLike[str], bytes, BinaryIO, "PilImage", NDArray[np.u
 Image = AnImage | tuple[str, AnImage]
 
 
+_ORIENTATION = 0x0112
+_TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
+
+
 @dataclass(frozen=True)
 class Row:
     """One image of a request; with an `error` it is not sent."""
@@ -77,13 +81,18 @@ def _read_open_file(file: Any) -> Row:
 
 
 def _read_pil(image: "PilImage") -> Row:
-    """As TIFF without compression, which holds every mode of PIL's; the server applies the EXIF orientation."""
+    """As TIFF without compression and without the tags of its file but one: the server applies the EXIF orientation."""
+    from PIL import Image
+
     source = getattr(image, "filename", None) or None
     out = io.BytesIO()
     try:
-        image.save(out, "TIFF", exif=image.getexif())
-    except (OSError, ValueError, SyntaxError) as error:
-        return Row(source, error=f"cannot be read: {error}")
+        orientation = Image.Exif()
+        orientation[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
+        plain = image.copy() if image.mode in _TIFF_MODES else image.convert("RGB")
+        plain.save(out, "TIFF", exif=orientation, compression="raw")
+    except Exception as error:  # PIL raises nearly anything on files that it opened before and reads only now
+        return Row(source, error=f"cannot be read: {error or type(error).__name__}")
     return Row(source, out.getvalue())
 
 

@@ -12,6 +12,7 @@ from clipchoir._engine import Engine
 from clipchoir._images import Image, Row, read
 from clipchoir._label_set import LabelSet
 from clipchoir._results import Classification, Embedding
+from clipchoir.errors import ClientClosedError
 
 _MOST_BYTES = 16 << 20  # of the images in a request; beyond, a batch becomes several requests
 
@@ -108,19 +109,37 @@ class Pipeline:
     def __init__(self, threads: int) -> None:
         self._threads = ThreadPoolExecutor(threads, thread_name_prefix="clipchoir")
         self._in_flight: set[Future[Any]] = set()
+        self._stopped = False
         self.capacity = 2 * threads  # batches: in work, done and waiting for their turn, or waiting for a thread
 
     def submit(self, work: Callable[[Any], list[R]], batch: Any) -> "Future[list[R]]":
-        """Begin with a batch."""
-        future = self._threads.submit(work, batch)
+        """Begin with a batch.
+
+        Raises:
+            ClientClosedError: `stop` was called.
+        """
+        self._check_open()
+        try:
+            future = self._threads.submit(self._work, work, batch)
+        except RuntimeError as error:  # stopped just now
+            raise ClientClosedError("the client was closed") from error
         self._in_flight.add(future)
         future.add_done_callback(self._in_flight.discard)
         return future
 
     def stop(self, patience: float) -> None:
-        """Begin with nothing new, and give what is in flight so many seconds."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Begin with nothing new, and give what is in flight so many seconds. What was waiting fails."""
+        self._stopped = True
+        self._threads.shutdown(wait=False)  # futures are not cancelled: that would wake nobody who waits for them
         wait(self._in_flight.copy(), timeout=patience)
+
+    def _work(self, work: Callable[[Any], list[R]], batch: Any) -> list[R]:
+        self._check_open()
+        return work(batch)
+
+    def _check_open(self) -> None:
+        if self._stopped:
+            raise ClientClosedError("the client was closed")
 
     def join(self) -> None:
         """Wait for the threads."""

@@ -45,8 +45,8 @@ class LabelSet:
             **{f'extra["{k}"]': v for k, v in self.extra.items()},
         }
         for name, value in lists.items():
-            if isinstance(value, str):
-                raise TypeError(f"{name} must be a list of strings, not the string {value!r}")
+            if isinstance(value, str) or not isinstance(value, Sequence):
+                raise TypeError(f"{name} must be a list of strings, not {value!r}")
 
     @classmethod
     def from_file(cls, path: str | Path) -> "LabelSet":

@@ -1,6 +1,8 @@
 """The command `clipchoir`."""
 
 import importlib
+import io
+import sys
 
 from clipchoir.cli._app import app
 
@@ -12,4 +14,7 @@ for _command in ("classify", "embed", "evaluate", "submit", "labels", "status", 
 
 def main() -> None:
     """Entry point."""
+    for stream in (sys.stdin, sys.stdout):  # file names may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
     app(prog_name="clipchoir")

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
 from typing import Any, TypeVar
@@ -43,6 +45,9 @@ def reporting(interrupted: Callable[[], str] = lambda: "interrupted") -> Iterato
     except (UnreachableError, OverloadedError, TimedOutError) as error:
         complain(str(error))
         raise typer.Exit(NO_SERVER) from error
+    except BrokenPipeError:  # whoever reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is written at the exit
+        raise typer.Exit(FAILED) from None
     except (ClipchoirError, OSError) as error:
         complain(str(error))
         raise typer.Exit(FAILED) from error

@@ -8,12 +8,13 @@ from typing import Annotated, TextIO
 
 import typer
 
+from clipchoir._answers import Service
 from clipchoir._client import Client
 from clipchoir._options import Options, split
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, progress, reporting
 from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import Journal
-from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, grouped
+from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, check_one_of, grouped
 from clipchoir.cli._sources import Named, Sources
 from clipchoir.cli._writers import Format, Record, line, record, write
 
@@ -44,21 +45,24 @@ def classify(
     chosen = _format(output_format, as_json, out)
     if (resume or overwrite) and out is None:
         raise typer.BadParameter("--resume and --overwrite go with --out")
+    check_one_of(resume, overwrite)
     with reporting(lambda: _where_it_is(out)), contextlib.ExitStack() as stack:
         sources = Sources(paths)
         options = scoring.options()
         if chosen is Format.parquet:
             needed("parquet", "pyarrow")
+        client = stack.enter_context(server.client())
+        service = client.service  # before anything is written: a server that is away changes nothing
         journal = None
         if out:
-            journal = stack.enter_context(Journal(out, _settings(options), resume=resume, overwrite=overwrite))
+            settings = _settings(options, service)
+            journal = stack.enter_context(Journal(out, settings, resume=resume, overwrite=overwrite))
             if journal.is_complete:
                 print(f"{out} is complete", file=sys.stderr)
                 return
         failures = _Failures(stack.enter_context(errors.open("w", encoding="utf-8")) if errors else None)
         images = iter(sources)
         done = journal.skip(images, failures.note) if journal else 0
-        client = stack.enter_context(server.client())
         with progress("classifying", sources.count, done) as passing:
             records = failures.noted(passing(_records(client, images, options, batch_size)))
             if journal:
@@ -83,8 +87,9 @@ def _keep(journal: Journal, records: Iterator[Record]) -> None:
 
 def _format(output_format: Format | None, as_json: bool, out: Path | None) -> Format:
     if as_json:
-        if output_format not in (None, Format.jsonl):
-            raise typer.BadParameter(f"--json contradicts --format {output_format.value}")
+        other = output_format or (Format.of(out) if out else None)
+        if other not in (None, Format.jsonl):
+            raise typer.BadParameter(f"--json contradicts {other.value}")
         return Format.jsonl
     chosen = output_format or (Format.of(out) if out else Format.table)
     if chosen is None:
@@ -96,11 +101,12 @@ def _format(output_format: Format | None, as_json: bool, out: Path | None) -> Fo
     return chosen
 
 
-def _settings(options: Options) -> dict[str, str]:
+def _settings(options: Options, service: Service) -> dict[str, str]:
     """What makes the rows what they are."""
     label_set, parameters = split(options)
     parameters.pop("priority", None)
-    return parameters | ({"label_set": label_set.spec} if label_set else {})
+    found = {"repository": service.version, "label_set": service.default_label_set, **parameters}
+    return found | ({"label_set": label_set.spec} if label_set else {})
 
 
 def _where_it_is(out: Path | None) -> str:

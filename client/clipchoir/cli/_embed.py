@@ -1,6 +1,7 @@
 """clipchoir embed"""
 
 import contextlib
+import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Annotated
 import typer
 
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
-from clipchoir.cli._embeddings import Store, write_parquet
+from clipchoir.cli._embeddings import Store, rows_of, write_parquet
 from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import OutputExistsError
-from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, grouped
+from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, check_one_of, grouped
 from clipchoir.cli._sources import Sources
 
 
@@ -36,6 +37,7 @@ def embed(
     batch_size: BatchSize = BATCH,
 ) -> None:
     """Write the embeddings of images by every encoder, in natural order."""
+    check_one_of(resume, overwrite)
     as_parquet = out.suffix == ".parquet"
     with (
         reporting(lambda: f"interrupted; go on with --resume, the rows so far are kept beside {out}"),
@@ -46,36 +48,37 @@ def embed(
             needed("parquet", "pyarrow")
         client = stack.enter_context(server.client())
         dims = client.service.dims
-        # A Parquet file is made of a folder, since rows cannot be added to it later.
-        folder = out.with_suffix(".embeddings") if as_parquet else out
-        if as_parquet and out.exists() and not (overwrite or resume):
-            raise OutputExistsError(f"{out} exists; --overwrite replaces it")
-        store = stack.enter_context(Store(folder, dims, resume=resume, overwrite=overwrite))
-        if store.is_complete or (as_parquet and resume and out.exists()):
+        # A Parquet file is made of a folder beside it, since rows cannot be added to it later.
+        folder = out.with_name(out.name + ".rows") if as_parquet else out
+        is_begun = folder.exists() or folder.with_name(folder.name + ".partial").exists()
+        if as_parquet and out.exists() and not (overwrite or is_begun):
+            if not resume:
+                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
             print(f"{out} is complete", file=sys.stderr)
             return
-        images = iter(sources)
-        count, failed = store.skip(images)
-        with progress("embedding", sources.count, count) as passing:
-            for result in passing(client.embed(images, batch_size=batch_size)):
-                store.write(result)
-                count, failed = count + 1, failed + bool(result.error)
-        store.finish(overwrite)
+        store = stack.enter_context(Store(folder, dims, resume=resume, overwrite=overwrite))
+        if store.is_complete and not as_parquet:
+            print(f"{out} is complete", file=sys.stderr)
+            return
+        if not store.is_complete:
+            images = iter(sources)
+            done, _ = store.skip(images)
+            with progress("embedding", sources.count, done) as passing:
+                for result in passing(client.embed(images, batch_size=batch_size)):
+                    store.write(result)
+            store.finish()
+        count, failed = 0, 0
+        for row in rows_of(folder):
+            count, failed = count + 1, failed + ("error" in row)
         if as_parquet:
             with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
                 target = Path(scratch) / out.name
                 write_parquet(folder, dims, target)
                 target.replace(out)
-            _remove(folder, dims)
+            shutil.rmtree(folder)
         if as_json:
             print_json({"out": str(out), "images": count, "failed": failed, "dims": dict(dims)})
         else:
             print(f"{count} images, {failed} of them failed; wrote {out}", file=sys.stderr)
         if failed:
             raise typer.Exit(SOME_IMAGES_FAILED)
-
-
-def _remove(folder: Path, encoders: dict[str, int]) -> None:
-    for name in (*(f"{encoder}.npy" for encoder in encoders), "rows.jsonl"):
-        (folder / name).unlink()
-    folder.rmdir()

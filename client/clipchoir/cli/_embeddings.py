@@ -20,12 +20,11 @@ from clipchoir._results import Embedding, Vector
 from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import CannotResumeError, OutputExistsError
 from clipchoir.cli._sources import Named
-from clipchoir.cli._writers import Record, line
+from clipchoir.cli._writers import PARQUET_ROWS, Record, line, printable
 from clipchoir.errors import ClipchoirError
 
 ROWS = "rows.jsonl"
 _HEADER = 128  # bytes of an .npy file of version 1.0 before its numbers
-_PARQUET_ROWS = 10_000  # in a row group
 
 
 class BadEmbeddingsError(ClipchoirError):
@@ -49,15 +48,22 @@ class Store:
         self.out = out
         self._folder = out.with_name(out.name + ".partial")
         self._dims = dims
-        self.is_complete = out.exists() and resume
-        if out.exists() and not (resume or overwrite):
-            raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+        self.is_complete = False
+        if out.exists() and not out.is_dir():
+            raise OutputExistsError(
+                f"{out} is a file; embeddings go into a folder of their own, or into a .parquet file"
+            )
         if overwrite and self._folder.exists():
             shutil.rmtree(self._folder)
-        if self._folder.exists() and not resume:
-            raise OutputExistsError(
-                f"{self._folder} holds an interrupted run; --resume goes on with it, --overwrite begins anew"
-            )
+        if self._folder.exists():
+            if not resume:
+                raise OutputExistsError(
+                    f"{self._folder} holds an interrupted run; --resume goes on with it, --overwrite begins anew"
+                )
+        elif out.exists() and not overwrite:
+            if not resume:
+                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+            self.is_complete = True
 
     def __enter__(self) -> "Store":
         self._stack = ExitStack()
@@ -78,10 +84,11 @@ class Store:
         path = self._folder / f"{encoder}.npy"
         file = self._stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
         head = file.read(_HEADER)
+        rows = max(0, path.stat().st_size - _HEADER) // (4 * dim)
         if len(head) < _HEADER:  # new, or killed before anything was written
             file.seek(0)
             file.write(_header(0, dim))
-        elif head != _header(0, dim):
+        elif head not in (_header(0, dim), _header(rows, dim)):  # killed before it got its name: it has all rows
             raise CannotResumeError(f"{path} is not of embeddings of {dim} numbers; --overwrite begins anew")
         file.seek(0, os.SEEK_END)
         return file
@@ -124,8 +131,8 @@ class Store:
         row = {"source": result.source} | ({"error": result.error} if result.error else {})
         self._rows.write(line(row).encode())
 
-    def finish(self, overwrite: bool = False) -> None:
-        """All rows are there: give the folder its name."""
+    def finish(self) -> None:
+        """All rows are there: give the folder its name, and remove what had it before."""
         count = 0
         for encoder, dim in self._dims.items():
             file = self._files[encoder]
@@ -133,9 +140,14 @@ class Store:
             file.seek(0)
             file.write(_header(count, dim))
         self._stack.close()
-        if overwrite and self.out.exists():
-            shutil.rmtree(self.out)
+        old = self.out.with_name(self.out.name + ".old")
+        if self.out.exists():
+            if old.exists():
+                shutil.rmtree(old)
+            self.out.rename(old)
         self._folder.rename(self.out)
+        if old.exists():
+            shutil.rmtree(old)
 
 
 def _header(rows: int, dim: int) -> bytes:
@@ -186,9 +198,10 @@ def write_parquet(folder: Path, encoders: Iterable[str], target: Path) -> None:
     schema = pyarrow.schema(fields)
     rows, start = rows_of(folder), 0
     with parquet.ParquetWriter(target, schema) as out:
-        while some := list(islice(rows, _PARQUET_ROWS)):
+        while some := list(islice(rows, PARQUET_ROWS)):
             columns: list[Any] = [
-                pyarrow.array([row.get(name) for row in some], pyarrow.string()) for name in ("source", "error")
+                pyarrow.array([printable(row["source"]) for row in some], pyarrow.string()),
+                pyarrow.array([row.get("error") for row in some], pyarrow.string()),
             ]
             for values in embeddings.values():
                 columns.append(_lists(pyarrow, values[start : start + len(some)]))

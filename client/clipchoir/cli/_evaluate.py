@@ -21,7 +21,7 @@ from clipchoir._options import Options
 from clipchoir._results import Vector
 from clipchoir.cli import _plots
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
-from clipchoir.cli._embeddings import ROWS, Store, load, rows_of
+from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, load, rows_of
 from clipchoir.cli._evaluation import Evaluation, UnknownClassError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Scoring, Server, grouped
 from clipchoir.cli._sources import BadSourceError, Sources
@@ -75,23 +75,26 @@ def evaluate(
         client = stack.enter_context(server.client())
         start = time.monotonic()
         store = embeddings or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "embeddings"
+        if folder:
+            _check_folder(client, folder, options)
         if not store.exists():
-            images = _labelled(folder)
-            _check_classes(client, folder, options)
-            _embed(client, images, store, batch_size)
+            _embed(client, _labelled(folder), store, batch_size)
         rows = list(rows_of(store)) if (store / ROWS).exists() else []
+        if folder:
+            _check_same(store, rows, _labelled(folder))
         values = load(store, client.encoders)
         truths = ["" if "error" in row else Path(row["source"]).parent.name for row in rows]
         evaluation = Evaluation.count(truths, client.score(values, **options))
         seconds = time.monotonic() - start
         trials = list(_trials(client, values, truths, options, sweep_weights, drops))
     failed = [row for row in rows if "error" in row]
-    if plots:
-        _plots.write(plots, evaluation, [(each.option, each.value, each.accuracy) for each in trials])
     if as_json:
         print_json(_as_json(evaluation, trials, failed, seconds))
     else:
         _print(evaluation, trials, failed, seconds)
+    if plots:
+        with reporting():
+            _plots.write(plots, evaluation, [(each.option, each.value, each.accuracy) for each in trials])
     if failed:
         raise typer.Exit(SOME_IMAGES_FAILED)
 
@@ -108,13 +111,21 @@ def _labelled(folder: Path | None) -> Sources:
     return Sources([str(path) for path in classes])
 
 
-def _check_classes(client: Client, folder: Path | None, options: Options) -> None:
-    """Before the images are encoded."""
+def _check_folder(client: Client, folder: Path, options: Options) -> None:
+    """Before the images are encoded: each lies right in the folder of its class."""
+    for name, _ in _labelled(folder):
+        if Path(name).parent.parent != folder:
+            raise BadSourceError(f"{name} lies deeper than {folder}/CLASS/IMAGE, so that its class is not certain")
     label_set = options.get("label_set") or client.service.default_label_set
     classes = label_set.classes if isinstance(label_set, LabelSet) else client.label_set(label_set)["classes"]
-    for path in sorted(folder.iterdir()) if folder else ():
+    for path in sorted(folder.iterdir()):
         if path.is_dir() and path.name not in classes:
             raise UnknownClassError(f'folder "{path.name}" is not a class; the classes are {", ".join(classes)}')
+
+
+def _check_same(store: Path, rows: list[Record], images: Sources) -> None:
+    if [row["source"] for row in rows] != [name for name, _ in images]:
+        raise BadEmbeddingsError(f"{store} is not of the images in this folder; leave one of the two out")
 
 
 def _embed(client: Client, images: Sources, out: Path, batch_size: int) -> None:

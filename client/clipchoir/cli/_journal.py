@@ -45,11 +45,6 @@ class Journal:
         self.is_complete = False
         if overwrite:
             self._partial.unlink(missing_ok=True)
-        elif out.exists():
-            if not resume:
-                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
-            self.is_complete = True
-            return
         elif self._partial.exists():
             if not resume:
                 raise OutputExistsError(
@@ -57,6 +52,11 @@ class Journal:
                     "begins anew"
                 )
             self._check_settings()
+        elif out.exists():
+            if not resume:
+                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+            self.is_complete = True
+            return
         self._settings_file.write_text(self._settings)
         self._file: BinaryIO = self._partial.open("ab")
 
@@ -64,8 +64,12 @@ class Journal:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if not self.is_complete:
-            self._file.close()
+        if self.is_complete:
+            return
+        self._file.close()
+        if self._partial.exists() and not self._partial.stat().st_size:  # nothing was begun
+            self._partial.unlink()
+            self._settings_file.unlink(missing_ok=True)
 
     def skip(self, images: Iterator[Named], seen: Callable[[Record], object]) -> int:
         """Go past the images whose rows are there, and cut off a row that is not whole.
@@ -115,7 +119,7 @@ class Journal:
         else:
             self._converted(output_format).replace(self.out)
             self._partial.unlink()
-        self._settings_file.unlink()
+        self._settings_file.unlink(missing_ok=True)
 
     def _converted(self, output_format: Format) -> Path:
         target = self.out.with_name(self.out.name + ".tmp")
@@ -123,14 +127,19 @@ class Journal:
             with self._partial.open("rb") as lines:
                 rows = map(json.loads, lines)
                 if output_format is Format.parquet:
-                    write_parquet(rows, target)
+                    write_parquet(rows, self._first_good(), target)
                 else:
-                    with target.open("w", newline="", encoding="utf-8") as out:
+                    # File names that are not UTF-8 are written as they are.
+                    with target.open("w", newline="", encoding="utf-8", errors="surrogateescape") as out:
                         write(rows, output_format, out)
         except BaseException:
             target.unlink(missing_ok=True)
             raise
         return target
+
+    def _first_good(self) -> Record | None:
+        with self._partial.open("rb") as lines:
+            return next((row for row in map(json.loads, lines) if "error" not in row), None)
 
     def _check_settings(self) -> None:
         before = self._settings_file.read_text() if self._settings_file.exists() else self._settings

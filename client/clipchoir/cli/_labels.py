@@ -1,7 +1,8 @@
 """clipchoir labels"""
 
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipchoir._label_set import LabelSet
-from clipchoir.cli._app import app, print_json, reporting
+from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, reporting
 from clipchoir.cli._options import LABEL_SET_FILES, AsJson, Server, grouped
 from clipchoir.cli._sources import Sources
 from clipchoir.cli._writers import Format, record, write
@@ -81,5 +82,7 @@ def try_(
 ) -> None:
     """Classify a few images with a label set."""
     with reporting(), server.client() as client:
-        results: Any = client.stream(Sources(images), label_set=LabelSet.from_file(file))
-        write(map(record, results), Format.jsonl if as_json else Format.table, typer.get_text_stream("stdout"))
+        results = client.classify(Sources(images), label_set=LabelSet.from_file(file))
+        write(map(record, results), Format.jsonl if as_json else Format.table, sys.stdout)
+    if any(result.error for result in results):
+        raise typer.Exit(SOME_IMAGES_FAILED)

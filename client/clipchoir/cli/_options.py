@@ -160,6 +160,12 @@ Paths = Annotated[
 ]
 
 
+def check_one_of(resume: bool, overwrite: bool) -> None:
+    """Raises typer.BadParameter if both are given."""
+    if resume and overwrite:
+        raise typer.BadParameter("give either --resume or --overwrite")
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """A command whose parameters of a dataclass type become one option for each field."""
     hints = get_type_hints(command, include_extras=True)

@@ -40,7 +40,7 @@ def write(folder: Path, evaluation: Evaluation, trials: Sequence[tuple[str, str,
 
 def _confusion(figures: object, evaluation: Evaluation) -> object:
     size = len(evaluation.classes)
-    figure = figures.Figure(figsize=(2 + 0.55 * size, 1.5 + 0.5 * size))  # type: ignore[attr-defined]
+    figure = figures.Figure(figsize=(min(40, 2 + 0.55 * size), min(40, 1.5 + 0.5 * size)))  # type: ignore[attr-defined]
     axes = figure.add_subplot(xlabel="predicted", ylabel="true", title=f"accuracy {evaluation.accuracy:.2%}")
     counts = evaluation.confusion
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TextIO
 
-from natsort import natsort_keygen, natsorted, ns
+from natsort import natsort_keygen, ns
 
 from clipchoir._images import AnImage
 from clipchoir.errors import ClipchoirError
@@ -72,7 +72,7 @@ def _expanded(argument: str) -> Iterator[Named]:
     elif path.exists():
         yield from _shard(argument) if _is_shard(argument) else [(argument, argument)]
     elif glob.has_magic(argument):
-        for each in natsorted(glob.iglob(argument, recursive=True), alg=ns.PATH):  # noqa: PTH207  absolute ones, too
+        for each in sorted(glob.iglob(argument, recursive=True), key=lambda each: (_natural(each), each)):  # noqa: PTH207  absolute ones, too
             if Path(each).is_file() and (_is_shard(each) or Path(each).suffix.lower() in SUFFIXES):
                 yield from _shard(each) if _is_shard(each) else [(each, each)]
 
@@ -83,7 +83,7 @@ _natural = natsort_keygen(alg=ns.PATH)
 def _walk(folder: str) -> Iterator[str]:
     """Entry after entry in natural order; links to folders are not followed."""
     with os.scandir(folder) as found:
-        entries = sorted(found, key=lambda entry: _natural(entry.name))
+        entries = sorted(found, key=lambda entry: (_natural(entry.name), entry.name))
     base = Path(folder)
     for entry in entries:
         if entry.is_dir(follow_symlinks=False):
@@ -113,5 +113,6 @@ def _shard(path: str) -> Iterator[Named]:
                         raise tarfile.ReadError("unexpected end of data")
                     yield f"{path}/{member.name}", data
                 last = member.name
+                shard.members = []  # type: ignore[attr-defined]  # it would keep them all
     except (tarfile.TarError, OSError) as error:
         raise BadSourceError(f"{path} is not a whole tar file: {error} (after {last})") from error

@@ -30,6 +30,8 @@ def submit(
     with reporting():
         sources = Sources(paths)
         options = scoring.options()
+        if not out.parent.is_dir():
+            raise NotADirectoryError(f"{out.parent} is not a folder")
         rows: list[tuple[int, str | int]] = []
         failed = 0
         with server.client() as client, progress("classifying", sources.count) as passing:

@@ -1,8 +1,8 @@
 """clipchoir top"""
 
+import http.client
 import json
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -72,7 +72,7 @@ def read(url: str) -> Sample:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=_TIMEOUT) as answer:
             text = answer.read().decode()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise UnreachableError(
             f"no metrics at {url}: {getattr(error, 'reason', error)}; --metrics-url names another"
         ) from error

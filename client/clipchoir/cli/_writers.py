@@ -17,7 +17,7 @@ from clipchoir._results import Classification, Vector
 from clipchoir.cli._extras import needed
 
 _TABLE_ROWS = 200  # of which one table is made, before the next: there may be millions
-_PARQUET_ROWS = 10_000  # in a row group
+PARQUET_ROWS = 10_000  # in a row group
 
 Record = dict[str, Any]
 
@@ -52,8 +52,13 @@ def record(result: Classification) -> Record:
 
 
 def line(content: Record) -> str:
-    """A line of JSON Lines."""
-    return json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n"
+    """A line of JSON Lines. File names that are not UTF-8 are escaped, and read back as they were."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(content, allow_nan=False)
+    return text + "\n"
 
 
 def write(records: Iterable[Record], output_format: Format, out: TextIO) -> None:
@@ -65,6 +70,11 @@ def write(records: Iterable[Record], output_format: Format, out: TextIO) -> None
         out: where to.
     """
     {Format.table: _write_table, Format.jsonl: _write_jsonl, Format.csv: _write_csv}[output_format](records, out)
+
+
+def printable(source: str | None) -> str | None:
+    """A file name, with a mark for what is not UTF-8 in it."""
+    return source.encode("utf-8", "replace").decode() if source else source
 
 
 def _by_class(classes: tuple[str, ...], scores: Vector) -> dict[str, float]:
@@ -99,24 +109,27 @@ def _write_table(records: Iterable[Record], out: TextIO) -> None:
 
 def _cells(each: Record) -> tuple[str, str, str, str]:
     if "error" in each:
-        return each["source"] or "", "", "", f"error: {each['error']}"
+        return printable(each["source"]) or "", "", "", f"error: {each['error']}"
     others = [(score, name) for name, score in each["scores"].items() if name != each["label"]]
     score, name = max(others, key=lambda pair: pair[0], default=(math.nan, ""))
-    return each["source"] or "", each["label"], f"{each['score']:.3f}", f"{name} {score:.3f}" if name else ""
+    return printable(each["source"]) or "", each["label"], f"{each['score']:.3f}", f"{name} {score:.3f}" if name else ""
 
 
-def write_parquet(records: Iterator[Record], path: Path) -> None:
+def write_parquet(records: Iterator[Record], good: Record | None, path: Path) -> None:
     """Write results to a Parquet file.
 
     Its columns are `source`, `error`, `label`, `score`, `scores` and `<encoder>_scores`, in the order of the classes,
     which are in the schema's metadata under `classes`, as JSON.
 
+    Args:
+        records: of `record`.
+        good: the first of them without an error, if there is one; it names classes and encoders.
+        path: of the file.
+
     Raises:
         MissingExtraError: pyarrow is not installed.
     """
     pyarrow, parquet = needed("parquet", "pyarrow", "pyarrow.parquet")
-    first = list(islice(records, _PARQUET_ROWS))
-    good = next((each for each in first if "error" not in each), None)
     classes = list(good["scores"]) if good else []
     encoders = list(good["encoder_scores"]) if good else []
     scores = pyarrow.list_(pyarrow.float32())
@@ -126,15 +139,14 @@ def write_parquet(records: Iterator[Record], path: Path) -> None:
     schema = pyarrow.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
 
     def row(each: Record) -> Record:
-        flat = {name: each.get(name) for name in ("source", "error", "label", "score")}
-        flat["scores"] = list(each["scores"].values()) if "scores" in each else None
+        flat = {name: each.get(name) for name in ("error", "label", "score")}
+        flat["source"] = printable(each["source"])
+        flat["scores"] = [each["scores"][name] for name in classes] if "scores" in each else None
         for encoder in encoders:
             values = each.get("encoder_scores", {}).get(encoder)
-            flat[f"{encoder}_scores"] = list(values.values()) if values else None
+            flat[f"{encoder}_scores"] = [values[name] for name in classes] if values else None
         return flat
 
     with parquet.ParquetWriter(path, schema) as out:
-        some = first
-        while some:
+        while some := list(islice(records, PARQUET_ROWS)):
             out.write_table(pyarrow.Table.from_pylist([row(each) for each in some], schema=schema))
-            some = list(islice(records, _PARQUET_ROWS))
