@@ -316,6 +316,12 @@ def test_headers_priority_and_compression_are_sent() -> None:
         assert parameters_of(server.requests[0]) == {"priority": 3, "weights": "1,2"}
 
 
+def test_without_shared_memory_on_the_server_images_go_through_the_connection() -> None:
+    with fake_triton() as server, Client(server.url, shared_memory=True) as client:
+        assert [each.label for each in client.classify([picture(0), picture(1)])] == ["a", "b"]
+        assert server.requests[0].raw_input_contents
+
+
 def test_closing_wakes_whoever_waits_for_a_server() -> None:
     with fake_triton(fails_with(*BUSY)) as server:
         client = Client(server.url, patience=60)

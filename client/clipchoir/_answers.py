@@ -1,6 +1,6 @@
 """Requests to the server's models and what their answers say."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,13 +125,6 @@ class Wanted:
             _floats(answer, "encoder_scores", (rows, len(self.encoders), count)),
             embeddings,
         )
-
-
-def image_input(images: Sequence[bytes]) -> grpcclient.InferInput:
-    """One encoded image per row."""
-    tensor = grpcclient.InferInput("image", [len(images), 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[image] for image in images], np.object_))
-    return tensor
 
 
 def embedding_inputs(embeddings: Mapping[str, Vector]) -> list[grpcclient.InferInput]:

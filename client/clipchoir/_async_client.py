@@ -35,6 +35,7 @@ class AsyncClient:
         tls: Tls | bool = False,
         headers: Mapping[str, str] | None = None,
         compression: str | None = None,
+        shared_memory: bool = False,
     ) -> None:
         """As `Client`."""
         self._client = Client(
@@ -45,6 +46,7 @@ class AsyncClient:
             tls=tls,
             headers=headers,
             compression=compression,
+            shared_memory=shared_memory,
         )
 
     async def __aenter__(self) -> Self:

@@ -11,7 +11,7 @@ from typing_extensions import Self, Unpack
 
 from clipchoir._answers import LABEL_SETS_MODEL, SCORING_MODEL, Service, Wanted, embedding_inputs, text_input
 from clipchoir._connection import Access, Tls
-from clipchoir._engine import Engine
+from clipchoir._engine import Engine, plain
 from clipchoir._images import Image
 from clipchoir._jobs import Job, Pipeline, batches, classification, embedding, rows_of
 from clipchoir._label_set import LabelSet
@@ -37,6 +37,7 @@ class Client:
         tls: Tls | bool = False,
         headers: Mapping[str, str] | None = None,
         compression: str | None = None,
+        shared_memory: bool = False,
     ) -> None:
         """
         Args:
@@ -49,6 +50,8 @@ class Client:
             tls: encrypt; `Tls(...)` names certificates, True takes the system's.
             headers: sent with every request: {"authorization": "Bearer ..."}.
             compression: of requests, "gzip" or "deflate".
+            shared_memory: images go to servers of this machine through shared memory, where these allow it. Off: it was
+                measured to gain next to nothing (benchmarks/results/shared_memory.md).
 
         Raises:
             ValueError: an argument is out of its range.
@@ -57,7 +60,7 @@ class Client:
         urls = [url] if isinstance(url, str) else list(url)
         if concurrency < 1:
             raise ValueError(f"concurrency must be at least 1, got {concurrency}")
-        access = Access(timeout, Tls() if tls is True else tls or None, dict(headers or {}), compression)
+        access = Access(timeout, Tls() if tls is True else tls or None, dict(headers or {}), compression, shared_memory)
         self._engine = Engine(urls, access, concurrency, patience)
         self._pipeline = Pipeline(concurrency * len(urls))
         self._closed = False
@@ -205,7 +208,7 @@ class Client:
     def _about_label_sets(self, query: str) -> dict[str, Any]:
         self._check_open()
         self._engine.service()  # a wrong URL shows without a delay
-        answer, url = self._engine.infer(LABEL_SETS_MODEL, [text_input("name", query)], ["answer"], {})
+        answer, url = self._engine.infer(LABEL_SETS_MODEL, plain([text_input("name", query)]), ["answer"], {})
         text = answer.as_numpy("answer")
         if text is None or text.shape != (1,):
             raise ServerFailedError(f"the model {LABEL_SETS_MODEL} at {url} has no answer")
@@ -242,7 +245,7 @@ class Client:
             start, values = batch
             count = len(values[encoders[0]])
             answer, url = self._engine.infer(
-                SCORING_MODEL, embedding_inputs(values), wanted.outputs(), parameters, label_set
+                SCORING_MODEL, plain(embedding_inputs(values)), wanted.outputs(), parameters, label_set
             )
             rows = wanted.read(answer, count, url)
             missing = np.isnan([each[:, 0] for each in values.values()]).any(axis=0)  # (N,)

@@ -1,15 +1,18 @@
 """How to reach a server, and one connection to it."""
 
+import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from clipchoir._options import Announced
+from clipchoir._shared_memory import SharedInputs
 from clipchoir.errors import ClientClosedError, from_triton
 
 COMPRESSIONS = ("gzip", "deflate")
@@ -71,12 +74,14 @@ class Access:
         tls: None: not encrypted.
         headers: sent with every request, for authentication.
         compression: of requests, "gzip" or "deflate"; encoded images hardly get smaller.
+        shared_memory: images go to servers of this machine through shared memory.
     """
 
     timeout: float = 60.0
     tls: Tls | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: str | None = None
+    shared_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout <= 0:
@@ -110,13 +115,26 @@ class Connection:
             options.append(("grpc.enable_http_proxy", 0))  # no proxy between two programs of one machine
         tls = access.tls.arguments() if access.tls else {}
         self._triton = grpcclient.InferenceServerClient(url, channel_args=options, **tls)
+        shared = SharedInputs(self._triton, headers=self._headers, client_timeout=access.timeout)
+        self._shared = shared if access.shared_memory and self.is_local else None
         self.announced = Announced()
         self._closed = False
 
     def close(self) -> None:
         """Requests in flight are cancelled."""
         self._closed = True
+        if self._shared:
+            self._shared.close()
         self._triton.close()
+
+    @contextlib.contextmanager
+    def images(self, images: Sequence[bytes]) -> Iterator[list[grpcclient.InferInput]]:
+        """The input of `zero_shot`, one encoded image per row, for one request within the block."""
+        with self._shared.lend(images) if self._shared else contextlib.nullcontext() as tensor:
+            if tensor is None:
+                tensor = grpcclient.InferInput("image", [len(images), 1], "BYTES")
+                tensor.set_data_from_numpy(np.array([[image] for image in images], np.object_))
+            yield [tensor]
 
     def infer(
         self, model: str, inputs: Sequence[grpcclient.InferInput], outputs: Sequence[str], parameters: Mapping[str, str]

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import tritonclient.grpc as grpcclient
@@ -26,6 +27,7 @@ _TRIED_AGAIN = 2  # times, after a failure that may be the request's own fault: 
 _BACKOFF = wait_random_exponential(multiplier=0.2, max=5)  # seconds, "full jitter": clients do not come back together
 
 T = TypeVar("T")
+Inputs = Callable[[Connection], AbstractContextManager[list[grpcclient.InferInput]]]
 
 
 class Engine:
@@ -90,7 +92,7 @@ class Engine:
     def infer(
         self,
         model: str,
-        inputs: list[grpcclient.InferInput],
+        inputs: Inputs,
         outputs: Sequence[str],
         parameters: dict[str, str],
         label_set: LabelSet | None = None,
@@ -99,7 +101,7 @@ class Engine:
 
         Args:
             model: its name.
-            inputs: its tensors.
+            inputs: makes its tensors for a connection, within whose block they are used.
             outputs: names of those that are wanted.
             parameters: of the request.
             label_set: sent along where the server does not know it.
@@ -109,8 +111,8 @@ class Engine:
         """
 
         def attempt() -> tuple[grpcclient.InferResult, str]:
-            with self.endpoints.turn() as connection:
-                return _infer(connection, model, inputs, outputs, parameters, label_set), connection.url
+            with self.endpoints.turn() as connection, inputs(connection) as tensors:
+                return _infer(connection, model, tensors, outputs, parameters, label_set), connection.url
 
         return self._trying(attempt)
 
@@ -151,6 +153,11 @@ class Engine:
             sleep=self._sleep,
             reraise=True,
         )(attempt)
+
+
+def plain(tensors: list[grpcclient.InferInput]) -> Inputs:
+    """Inputs that are the same for every connection."""
+    return lambda _: nullcontext(tensors)
 
 
 def _error(state: RetryCallState) -> BaseException | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from clipchoir._answers import MODEL, Rows, Wanted, image_input
+from clipchoir._answers import MODEL, Rows, Wanted
 from clipchoir._engine import Engine
 from clipchoir._images import Image, Row, read
 from clipchoir._label_set import LabelSet
@@ -62,7 +62,7 @@ class Job(Generic[R]):
     def _ask(self, waiting: Sequence[tuple[int, int, Row]], results: list[R | None]) -> None:
         images = [row.data for _, _, row in waiting]
         answer, url = self.engine.infer(
-            MODEL, [image_input(images)], self.wanted.outputs(), self.parameters, self.label_set
+            MODEL, lambda connection: connection.images(images), self.wanted.outputs(), self.parameters, self.label_set
         )
         rows = self.wanted.read(answer, len(images), url)
         for number, (place, index, row) in enumerate(waiting):
