@@ -65,9 +65,9 @@ def main(
                 print(lines[-1], flush=True)
     RESULT.write_text(
         "# What shared memory gains\n\n    python benchmarks/shared_memory.py\n\n"
-        "The demo pair on two cores, four requests in flight; throughput through system shared memory as a share of that\n"
-        f"through the connection, medians of {rounds} rounds in turns. It is off by default: what it saves is small\n"
-        "beside decoding and encoding.\n\n" + "\n".join(lines) + "\n"
+        "The demo pair on two cores, four requests in flight; throughput through system shared memory as a share of\n"
+        f"that through the connection, medians of {rounds} rounds in turns. It is off by default: what it saves is\n"
+        "small beside decoding and encoding.\n\n" + "\n".join(lines) + "\n"
     )
 
 
