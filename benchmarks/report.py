@@ -24,7 +24,8 @@ def tables(content: Content, old: Content | None = None) -> str:
         "perf_analyzer's throughput and latency, beside the same decoder, encoders and scores in one process without\n"
         "a server (the limit, with the best of several ways to use the cores). Server, load and limit share the cores\n"
         "and take turns; medians of the rounds. Overhead = 1 - share of the limit. Utilisation: FLOPs of the encoders\n"
-        f"per second as a share of float32 matrix products in NumPy on the same cores ({content['matmul_gflops']:.0f} GFLOP/s).",
+        "per second as a share of float32 matrix products in NumPy on the same cores "
+        f"({content['matmul_gflops']:.0f} GFLOP/s).",
         _throughputs(content, old),
         _rates(content),
         _singles(content),

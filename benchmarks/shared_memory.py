@@ -40,7 +40,7 @@ def main(
 ) -> None:
     """Print the ratios."""
     lines = [
-        "| images | batch | bytes per request | shared memory / connection | lowest to highest | CPU of the client, each |",
+        "| images | batch | bytes per request | shared memory / connection | lowest to highest | CPU of the client |",
         "|---|---|---|---|---|---|",
     ]
     print("\n".join(lines))
