@@ -33,6 +33,7 @@ def accelerators(**each: dict[str, str]) -> dict[str, Any]:
 def test_a_plain_config_runs_on_the_cpu_and_warms_up() -> None:
     found = plan_session(as_triton_hands_it_over("metaclip/config"), "CPU", "0", EVERYTHING)
     assert found.providers == [(CPU, {})]
+    assert found.entries == {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
     assert found.warmup_batch_sizes == [1, 16]
     assert found.graph_level == "ORT_ENABLE_EXTENDED"
     assert found.warnings == []
