@@ -50,8 +50,8 @@ class Client:
             tls: encrypt; `Tls(...)` names certificates, True takes the system's.
             headers: sent with every request: {"authorization": "Bearer ..."}.
             compression: of requests, "gzip" or "deflate".
-            shared_memory: images go to servers of this machine through shared memory, where these allow it. Off: it was
-                measured to gain next to nothing (benchmarks/results/shared_memory.md).
+            shared_memory: images go to servers of this machine through shared memory, where these allow it. Off: the
+                throughput was measured to be the same within the noise (benchmarks/results/shared_memory.md).
 
         Raises:
             ValueError: an argument is out of its range.
