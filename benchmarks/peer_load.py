@@ -5,7 +5,6 @@ the same few system calls whatever server answers it.
 """
 
 import http.client
-import os
 import resource
 import threading
 import time
@@ -14,16 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from server_usage import memory, tree
+from server_usage import cpu_seconds, memory
 
 TIMEOUT = 120.0  # seconds for an answer
 OPEN_LOOP_CONNECTIONS = 48
 _MEMORY_INTERVAL = 1.0  # seconds
-_TICK = os.sysconf("SC_CLK_TCK")
 
 
 class Connection(Protocol):
@@ -181,18 +178,6 @@ def poisson(rate: float, seconds: float, seed: int) -> list[float]:
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(1 / rate, size=max(8, round(rate * seconds)))
     return np.cumsum(gaps).tolist()
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process and all below it, of those that have ended too."""
-    ticks = 0
-    for process in tree(pid):
-        try:
-            fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        ticks += sum(int(each) for each in fields[11:15])
-    return ticks / _TICK
 
 
 def _own_cpu() -> float:

@@ -53,11 +53,11 @@ def used_since(pid: int, url: str) -> Iterator[Callable[[], Usage]]:
         url: host:port of its gRPC endpoint.
     """
     with grpcclient.InferenceServerClient(url, channel_args=[("grpc.enable_http_proxy", 0)]) as client:
-        cpu, before = _cpu(pid), _statistics(client)
+        cpu, before = cpu_seconds(pid), _statistics(client)
         found: list[Usage] = []
         yield lambda: found[0]
         after = _statistics(client)
-        found.append(Usage(_cpu(pid) - cpu, memory(pid), _steps(before, after)))
+        found.append(Usage(cpu_seconds(pid) - cpu, memory(pid), _steps(before, after)))
 
 
 def _statistics(client: grpcclient.InferenceServerClient) -> dict[str, Any]:
@@ -94,14 +94,15 @@ def memory(pid: int) -> float:
     return total / 1024
 
 
-def _cpu(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process and all below it, of those that have ended too."""
     ticks = 0
     for each in tree(pid):
         try:
             fields = Path(f"/proc/{each}/stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
-        ticks += int(fields[11]) + int(fields[12])
+        ticks += sum(int(field) for field in fields[11:15])
     return ticks / _TICK
 
 

@@ -9,12 +9,23 @@ from typing import Annotated
 
 import typer
 
+from clipchoir._client import Client
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
 from clipchoir.cli._embeddings import Store, rows_of, write_parquet
 from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import OutputExistsError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, check_one_of, grouped
 from clipchoir.cli._sources import Sources
+
+
+def fill(store: Store, client: Client, sources: Sources, batch_size: int) -> None:
+    """Embed the images that are not in the store yet, and give it its name."""
+    images = iter(sources)
+    done = store.skip(images)
+    with progress("embedding", sources.count, done) as passing:
+        for result in passing(client.embed(images, batch_size=batch_size)):
+            store.write(result)
+    store.finish()
 
 
 @app.command()
@@ -61,12 +72,7 @@ def embed(
             print(f"{out} is complete", file=sys.stderr)
             return
         if not store.is_complete:
-            images = iter(sources)
-            done, _ = store.skip(images)
-            with progress("embedding", sources.count, done) as passing:
-                for result in passing(client.embed(images, batch_size=batch_size)):
-                    store.write(result)
-            store.finish()
+            fill(store, client, sources, batch_size)
         count, failed = 0, 0
         for row in rows_of(folder):
             count, failed = count + 1, failed + ("error" in row)

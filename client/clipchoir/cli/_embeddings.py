@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from clipchoir._results import Embedding, Vector
 from clipchoir.cli._extras import needed
-from clipchoir.cli._journal import CannotResumeError, OutputExistsError
+from clipchoir.cli._journal import CannotResumeError, OutputExistsError, check_same_image
 from clipchoir.cli._sources import Named
 from clipchoir.cli._writers import PARQUET_ROWS, Record, line, printable
 from clipchoir.errors import ClipchoirError
@@ -93,35 +93,30 @@ class Store:
         file.seek(0, os.SEEK_END)
         return file
 
-    def skip(self, images: Iterator[Named]) -> tuple[int, int]:
+    def skip(self, images: Iterator[Named]) -> int:
         """Go past the images that are there, and cut off rows that are not whole.
 
         Returns:
-            How many rows there are, and how many of them have an error.
+            How many rows there are.
 
         Raises:
             CannotResumeError: they are of other images.
         """
         whole = min((self._files[name].tell() - _HEADER) // (4 * dim) for name, dim in self._dims.items())
-        count = errors = end = 0
+        count = end = 0
         self._rows.seek(0)
         for raw in islice(self._rows, whole):
             if not raw.endswith(b"\n"):
                 break
-            row = json.loads(raw)
-            source = next(images, (None,))[0]
-            if source != row["source"]:
-                raise CannotResumeError(
-                    f"row {count + 1} of {self._folder} is of {row['source']}, but the image in its place is now "
-                    f"{source or 'none'}; --overwrite begins anew"
-                )
-            count, errors, end = count + 1, errors + ("error" in row), end + len(raw)
+            count += 1
+            check_same_image(json.loads(raw), count, next(images, None), self._folder)
+            end += len(raw)
         self._rows.truncate(end)
         self._rows.seek(0, os.SEEK_END)
         for encoder, file in self._files.items():
             file.truncate(_HEADER + 4 * self._dims[encoder] * count)
             file.seek(0, os.SEEK_END)
-        return count, errors
+        return count
 
     def write(self, result: Embedding) -> None:
         """Add a row."""

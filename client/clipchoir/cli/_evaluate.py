@@ -20,7 +20,8 @@ from clipchoir._label_set import LabelSet
 from clipchoir._options import Options
 from clipchoir._results import Vector
 from clipchoir.cli import _plots
-from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
+from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, reporting
+from clipchoir.cli._embed import fill
 from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, load, rows_of
 from clipchoir.cli._evaluation import Evaluation, UnknownClassError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Scoring, Server, grouped
@@ -78,7 +79,8 @@ def evaluate(
         if folder:
             _check_folder(client, folder, options)
         if not store.exists():
-            _embed(client, _labelled(folder), store, batch_size)
+            with Store(store, client.service.dims, resume=True, overwrite=False) as filled:  # an interrupted one, too
+                fill(filled, client, _labelled(folder), batch_size)
         rows = list(rows_of(store)) if (store / ROWS).exists() else []
         if folder:
             _check_same(store, rows, _labelled(folder))
@@ -126,17 +128,6 @@ def _check_folder(client: Client, folder: Path, options: Options) -> None:
 def _check_same(store: Path, rows: list[Record], images: Sources) -> None:
     if [row["source"] for row in rows] != [name for name, _ in images]:
         raise BadEmbeddingsError(f"{store} is not of the images in this folder; leave one of the two out")
-
-
-def _embed(client: Client, images: Sources, out: Path, batch_size: int) -> None:
-    """An interrupted run is gone on with."""
-    with Store(out, client.service.dims, resume=True, overwrite=False) as store:
-        waiting = iter(images)
-        done, _ = store.skip(waiting)
-        with progress("embedding", images.count, done) as passing:
-            for result in passing(client.embed(waiting, batch_size=batch_size)):
-                store.write(result)
-        store.finish()
 
 
 def _trials(

@@ -90,14 +90,9 @@ class Journal:
                 row = _parsed(raw)
                 if row is None:
                     break
-                source = next(images, (None,))[0]
-                if source != row["source"]:
-                    raise CannotResumeError(
-                        f"row {count + 1} of {self._partial} is of {row['source']}, but the image in its place is now "
-                        f"{source or 'none'}; --overwrite begins anew"
-                    )
-                seen(row)
                 count += 1
+                check_same_image(row, count, next(images, None), self._partial)
+                seen(row)
                 end += len(raw)
         self._file.truncate(end)
         return count
@@ -148,6 +143,20 @@ class Journal:
                 f"the rows in {self._partial} were made with {before}, now {self._settings} is asked for; --overwrite "
                 "begins anew"
             )
+
+
+def check_same_image(row: Record, number: int, image: Named | None, partial: Path) -> None:
+    """A row that is there has to be of the image in its place.
+
+    Raises:
+        CannotResumeError: it is of another one.
+    """
+    source = image[0] if image else None
+    if source != row["source"]:
+        raise CannotResumeError(
+            f"row {number} of {partial} is of {row['source']}, but the image in its place is now "
+            f"{source or 'none'}; --overwrite begins anew"
+        )
 
 
 def _parsed(raw: bytes) -> Record | None:
