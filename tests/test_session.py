@@ -1,5 +1,8 @@
 """The embedded onnxruntime backend: what a config asks of ONNX Runtime, on a GPU and without one."""
 
+import os
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import onnxruntime
@@ -18,12 +21,17 @@ def as_triton_hands_it_over(path: str, **serving: object) -> dict[str, Any]:
     return json_format.MessageToDict(configs(**serving)[path], preserving_proto_field_name=True)
 
 
-def plan(parameters: dict[str, str], kind: str = "CPU", **optimization: Any) -> SessionPlan:
+def plan(
+    parameters: dict[str, str],
+    kind: str = "CPU",
+    environment: Mapping[str, str] = MappingProxyType({}),
+    **optimization: Any,
+) -> SessionPlan:
     config = {
         "parameters": {key: {"string_value": value} for key, value in parameters.items()},
         "optimization": optimization,
     }
-    return plan_session(config, kind, "1", EVERYTHING)
+    return plan_session(config, kind, "1", EVERYTHING, environment)
 
 
 def accelerators(**each: dict[str, str]) -> dict[str, Any]:
@@ -31,16 +39,17 @@ def accelerators(**each: dict[str, str]) -> dict[str, Any]:
 
 
 def test_a_plain_config_runs_on_the_cpu_and_warms_up() -> None:
-    found = plan_session(as_triton_hands_it_over("metaclip/config"), "CPU", "0", EVERYTHING)
+    found = plan_session(as_triton_hands_it_over("metaclip/config"), "CPU", "0", EVERYTHING, {})
     assert found.providers == [(CPU, {})]
     assert found.entries == {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
+    assert found.parts_at_a_time == len(os.sched_getaffinity(0))
     assert found.warmup_batch_sizes == [1, 16]
     assert found.graph_level == "ORT_ENABLE_EXTENDED"
     assert found.warnings == []
 
 
 def test_the_gpu_variant_runs_on_cuda() -> None:
-    found = plan_session(as_triton_hands_it_over("metaclip/configs/gpu"), "GPU", "2", EVERYTHING)
+    found = plan_session(as_triton_hands_it_over("metaclip/configs/gpu"), "GPU", "2", EVERYTHING, {})
     options = {
         "device_id": "2",
         "use_tf32": "0",
@@ -49,13 +58,14 @@ def test_the_gpu_variant_runs_on_cuda() -> None:
     }
     assert found.providers == [(CUDA, options), (CPU, {})]
     assert found.entries == {"session.use_device_allocator_for_initializers": "1"}
+    assert found.parts_at_a_time == 0
     assert found.warmup_batch_sizes == []  # Triton does it
     assert found.warnings == []
 
 
 def test_the_gpu_variant_with_tensorrt_tries_it_first() -> None:
     config = as_triton_hands_it_over("metaclip/configs/gpu", execution_provider="tensorrt", tensorrt_cache="/cache")
-    found = plan_session(config, "GPU", "1", EVERYTHING)
+    found = plan_session(config, "GPU", "1", EVERYTHING, {})
     assert [name for name, _ in found.providers] == [TENSORRT, CUDA, CPU]
     options = found.providers[0][1]
     assert options["device_id"] == "1"
@@ -68,13 +78,13 @@ def test_the_gpu_variant_with_tensorrt_tries_it_first() -> None:
 def test_a_missing_provider_is_an_error_that_names_the_extra(provider: str, available: tuple[str, ...]) -> None:
     config = as_triton_hands_it_over("metaclip/configs/gpu", execution_provider=provider)
     with pytest.raises(PlanError, match=r"on GPU 0 with (CUDA|Tensorrt)Exec.*pip install '\.\[server,gpu\]'"):
-        plan_session(config, "GPU", "0", available)
+        plan_session(config, "GPU", "0", available, {})
 
 
 def test_a_plain_config_on_a_machine_with_a_gpu_uses_it_if_it_can() -> None:
     config = as_triton_hands_it_over("metaclip/config")
-    assert plan_session(config, "GPU", "3", EVERYTHING).providers == [(CUDA, {"device_id": "3"}), (CPU, {})]
-    found = plan_session(config, "GPU", "3", (CPU,))
+    assert plan_session(config, "GPU", "3", EVERYTHING, {}).providers == [(CUDA, {"device_id": "3"}), (CPU, {})]
+    found = plan_session(config, "GPU", "3", (CPU,), {})
     assert found.providers == [(CPU, {})]
     assert found.warnings == ["runs on the CPU and not on GPU 3: the onnxruntime installed is the one for CPUs"]
 
@@ -130,3 +140,11 @@ def test_a_bad_value_is_named_with_the_good_ones(
 def test_graph_levels_are_onnx_runtimes(level: int) -> None:
     name = plan({}, graph={"level": level}).graph_level
     assert hasattr(onnxruntime.GraphOptimizationLevel, name)
+
+
+def test_the_launcher_gives_the_threads_of_a_session_and_the_config_overrules_it() -> None:
+    assert plan({}, environment={"CLIPCHOIR_SESSION_THREADS": "3"}).intra_op_threads == 3
+    assert plan({"intra_op_thread_count": "2"}, environment={"CLIPCHOIR_SESSION_THREADS": "3"}).intra_op_threads == 2
+    assert plan({}).intra_op_threads == 0
+    with pytest.raises(PlanError, match=r'CLIPCHOIR_SESSION_THREADS .* must be a whole number.*"many"'):
+        plan({}, environment={"CLIPCHOIR_SESSION_THREADS": "many"})

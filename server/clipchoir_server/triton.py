@@ -14,12 +14,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 import tritonclient.grpc as grpcclient
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 from tritonclient.utils import InferenceServerException
 
 from clipchoir_server.stubs import Stub, stubs_of
@@ -141,7 +143,7 @@ class Triton:
         self._regions = f"clipchoir_{os.getpid()}_{address.grpc_port}_"
         self.process = subprocess.Popen(
             _command(repository, backends, address, self._regions, config_name),
-            env=_environment(),
+            env={**_threads(repository), **_environment()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -353,6 +355,20 @@ def _environment() -> dict[str, str]:
     inherited = environment.get("LD_LIBRARY_PATH")
     environment["LD_LIBRARY_PATH"] = os.pathsep.join([*libraries, inherited] if inherited else libraries)
     return environment
+
+
+def _threads(repository: Path) -> dict[str, str]:
+    """Every step is a process that believes to have all cores; defaults for what the user's environment does not say.
+
+    A large batch keeps all cores busy part by part. Threads within a part are for single images on idle servers, where
+    the encoders run side by side.
+    """
+    config = model_config_pb2.ModelConfig()
+    with suppress(text_format.ParseError):  # Triton says it better
+        text_format.Parse((repository / "zero_shot" / "config.pbtxt").read_text(), config)
+    encoders = len(config.parameters["encoders"].string_value.split(","))
+    cores = len(os.sched_getaffinity(0))
+    return {"CLIPCHOIR_SESSION_THREADS": str(max(1, cores // encoders)), "OPENBLAS_NUM_THREADS": "1"}
 
 
 def _die_with_parent() -> None:

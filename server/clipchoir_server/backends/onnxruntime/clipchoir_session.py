@@ -3,18 +3,20 @@
 Keys and values are those of NVIDIA's C++ backend, except for `warmup_batch_sizes`, which is this backend's own.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+SESSION_THREADS = "CLIPCHOIR_SESSION_THREADS"
 CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"
 Options = dict[str, str]
 Provider = tuple[str, Options]
 
 _GRAPH_LEVELS = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 _SESSION_ENTRIES = ("session.use_device_allocator_for_initializers",)
-# Every encoder has a process and a session of its own, each with all cores: threads that wait for work by spinning take
-# the cores from the other encoder. Without it the demo pair's throughput is about doubled.
+# Every encoder has a process and a session of its own: threads that wait for work by spinning take the cores from the
+# other encoder.
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
 # Options of the CUDA provider that may stand among a model's parameters; some have numbers there for names.
 _CUDA_PARAMETERS: dict[str, Options] = {
@@ -50,6 +52,7 @@ class SessionPlan:
         inter_op_threads: likewise.
         entries: for `SessionOptions.add_session_config_entry`.
         providers: the preferred one first.
+        parts_at_a_time: a batch is run in parts of a few rows, so many at a time; 0: as a whole.
         warmup_batch_sizes: of the passes to make before the model is ready.
         warnings: what will not be as the config has it.
     """
@@ -59,11 +62,14 @@ class SessionPlan:
     inter_op_threads: int
     entries: Options
     providers: list[Provider]
+    parts_at_a_time: int
     warmup_batch_sizes: list[int]
     warnings: list[str]
 
 
-def plan_session(config: Mapping[str, Any], kind: str, device: str, available: Collection[str]) -> SessionPlan:
+def plan_session(
+    config: Mapping[str, Any], kind: str, device: str, available: Collection[str], environment: Mapping[str, str]
+) -> SessionPlan:
     """Read a model's config.
 
     Args:
@@ -71,6 +77,8 @@ def plan_session(config: Mapping[str, Any], kind: str, device: str, available: C
         kind: of the model's instance: `CPU` or `GPU`.
         device: the GPU's number.
         available: providers of the ONNX Runtime that is installed.
+        environment: of the process; `CLIPCHOIR_SESSION_THREADS` there is the number of threads on the CPU where the
+            config has none.
 
     Raises:
         PlanError: a value is none that the C++ backend knows, or a provider is missing.
@@ -95,6 +103,7 @@ def plan_session(config: Mapping[str, Any], kind: str, device: str, available: C
         _check_available(providers, device, available)
     if not providers:
         entries = _NO_SPINNING | entries
+        threads["intra"] = threads["intra"] or _whole_number(environment, SESSION_THREADS)
     ignored = [f"parameters.{key}" for key in parameters]
     ignored += [f"optimization.execution_accelerators.{key}" for key in accelerators]
     ignored += ["optimization.cuda"] if "cuda" in optimization else []
@@ -105,9 +114,17 @@ def plan_session(config: Mapping[str, Any], kind: str, device: str, available: C
         inter_op_threads=threads["inter"],
         entries=entries,
         providers=[*providers, (CPU, {})],
+        parts_at_a_time=0 if providers else len(os.sched_getaffinity(0)),
         warmup_batch_sizes=warmup,
         warnings=warnings,
     )
+
+
+def _whole_number(environment: Mapping[str, str], name: str) -> int:
+    value = environment.get(name, "0")
+    if not value.isdecimal():
+        raise PlanError(f'{name} in the environment must be a whole number, at least 0; got "{value}"')
+    return int(value)
 
 
 def _gpu_providers(accelerators: list[dict[str, Any]], parameters: Options, device: str) -> list[Provider]:

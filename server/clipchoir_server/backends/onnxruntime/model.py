@@ -5,6 +5,10 @@ the repository uses and logs the ones it does not know.
 """
 
 import json
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +16,17 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+from clipchoir_parts import in_parts
 from clipchoir_session import CPU, PlanError, SessionPlan, plan_session
+
+# The second waits for the cores. More would take out of Triton's queue what a more urgent request should overtake.
+_PASSES_AT_A_TIME = 2
 
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         config = json.loads(args["model_config"])
+        self.name = config["name"]
         self.inputs = [tensor["name"] for tensor in config["input"]]
         self.outputs = [tensor["name"] for tensor in config["output"]]
         path = (
@@ -31,29 +40,76 @@ class TritonPythonModel:
                 args["model_instance_kind"],
                 args["model_instance_device_id"],
                 onnxruntime.get_available_providers(),
+                os.environ,
             )
         except PlanError as error:
             raise pb_utils.TritonModelException(str(error)) from error
         for warning in plan.warnings:
             pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
         self.session = _open(path, plan)
+        self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
+        self.passes = ThreadPoolExecutor(_PASSES_AT_A_TIME)
+        self.room = threading.Semaphore(_PASSES_AT_A_TIME)
+        self.seconds = self._seconds_counter()
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
-            self.session.run(self.outputs, _zeros(config["input"], batch_size))
+            self._run(_zeros(config["input"], batch_size))
 
     def execute(self, requests: list[Any]) -> list[Any]:
+        if self.parts is None:
+            return self._answers(requests)
+        # Answered later. While an instance of Triton 24.10's computes, its batcher now and then misses a new request,
+        # and looks again after half a second.
+        self.room.acquire()
+        self.passes.submit(self._send_answers, requests, [request.get_response_sender() for request in requests])
+        return [None] * len(requests)
+
+    def finalize(self) -> None:
+        self.passes.shutdown()
+        if self.parts is not None:
+            self.parts.shutdown()
+
+    def _send_answers(self, requests: list[Any], senders: list[Any]) -> None:
+        try:
+            answers = self._answers(requests)
+        except Exception as error:
+            message = f"{self.name}: {type(error).__name__}: {error}"
+            pb_utils.Logger.log_error(message)
+            answers = [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in requests]
+        finally:
+            self.room.release()
+        for sender, answer in zip(senders, answers, strict=True):
+            sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+
+    def _answers(self, requests: list[Any]) -> list[Any]:
+        start = time.perf_counter()
         batches = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
         ]
         if len(batches) == 1:
-            arrays = self.session.run(self.outputs, batches[0])
-            return [self._response(arrays)]
-        joined = {name: np.concatenate([batch[name] for batch in batches]) for name in self.inputs}
-        arrays = self.session.run(self.outputs, joined)
-        ends = np.cumsum([len(batch[self.inputs[0]]) for batch in batches])[:-1]
-        parts = zip(*(np.split(array, ends) for array in arrays), strict=True)
-        return [self._response(part) for part in parts]
+            answers = [self._response(self._run(batches[0]))]
+        else:
+            arrays = self._run({name: np.concatenate([batch[name] for batch in batches]) for name in self.inputs})
+            ends = np.cumsum([len(batch[self.inputs[0]]) for batch in batches])[:-1]
+            parts = zip(*(np.split(array, ends) for array in arrays), strict=True)
+            answers = [self._response(part) for part in parts]
+        self.seconds.increment(time.perf_counter() - start)
+        return answers
+
+    def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self.parts is None:
+            return list(self.session.run(self.outputs, inputs))
+        return in_parts(lambda part: self.session.run(self.outputs, part), inputs, self.parts)
+
+    def _seconds_counter(self) -> Any:
+        """Triton's own time of computing ends when a request is taken."""
+        self.family = pb_utils.MetricFamily(  # its metrics need it alive
+            name="clipchoir_pass_seconds_total",
+            description="Seconds of the passes of an encoder of the embedded backend.",
+            kind=pb_utils.MetricFamily.COUNTER,
+        )
+        return self.family.Metric(labels={"model": self.name})
 
     def _response(self, arrays: Any) -> Any:
         return pb_utils.InferenceResponse(
