@@ -112,7 +112,7 @@ def main(
     folder = work / f"{shape.value}-{checkpoint.value}"
     try:
         if not (folder / "done").exists():
-            write_checkpoint(shape, DTYPES[checkpoint], folder)
+            write_checkpoint(tensor_shapes(*SPECS[shape]), DTYPES[checkpoint], folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         copy_seconds = time_copy(folder) if copy else None
         with tempfile.TemporaryDirectory(dir=work) as scratch:
@@ -151,11 +151,10 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path) -> None:
+def write_checkpoint(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, folder: Path) -> None:
     """Random weights in shards, each tensor scaled so that activations keep their size."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shapes = tensor_shapes(shape)
     random = torch.randn(1 << 25, generator=torch.manual_seed(0))
     shards = list(split(shapes, dtype.itemsize))
     weight_map = {}
@@ -167,9 +166,8 @@ def write_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(source: str, architecture: str) -> dict[str, tuple[int, ...]]:
     """Every tensor of the published layout."""
-    source, architecture = SPECS[shape]
     with torch.device("meta"):
         if source == "eva_clip":
             config = KNOWN_CONFIGS[architecture]
