@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -157,7 +158,7 @@ def write_checkpoint(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, 
     folder.mkdir(parents=True)
     random = torch.randn(1 << 25, generator=torch.manual_seed(0))
     shards = list(split(shapes, dtype.itemsize))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(track(shards, description="writing the checkpoint", console=console), start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file({name: random_tensor(name, shapes[name], random).to(dtype) for name in names}, folder / file)
@@ -195,18 +196,23 @@ def split(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Iterator[list
 def random_tensor(name: str, shape: tuple[int, ...], random: Tensor) -> Tensor:
     """Different for every name; norms near 1, matrices scaled by their inputs."""
     count = torch.Size(shape).numel()
-    start = hash_of(name) % len(random)
-    values = random.roll(-start)[:count] if count <= len(random) else random.repeat(count // len(random) + 1)[:count]
+    values = part_of(random, name, count) if count <= len(random) else random.repeat(count // len(random) + 1)[:count]
     if len(shape) < 2:
         return (1 + 0.1 * values if "norm" in name or "ln_" in name else 0.02 * values).reshape(shape)
     if count > len(random):
-        values = values.reshape(shape) * (1 + 0.5 * random.roll(start)[: shape[0]].reshape(-1, 1))
+        values = values.reshape(shape) * (1 + 0.5 * part_of(random, name, shape[0]).reshape(-1, 1))
     return values.reshape(shape) * (torch.Size(shape[1:]).numel() ** -0.5)
+
+
+def part_of(random: Tensor, name: str, count: int) -> Tensor:
+    """So many of the numbers, from a place that depends on the name."""
+    start = hash_of(name) % (len(random) - count + 1)
+    return random[start : start + count]
 
 
 def hash_of(name: str) -> int:
     """The same in every process."""
-    return int.from_bytes(name.encode()[-12:], "little")
+    return zlib.crc32(name.encode())
 
 
 def time_copy(folder: Path) -> float:

@@ -231,12 +231,12 @@ def main(
     if bench is not None and models is not None:
         bench.command = " ".join(["python benchmarks/gpu.py", *sys.argv[1:]])
         bench.save(models.folder)
-        if card:
+        if card and bench.rates:
             record(bench, RESULTS)
             console.print(f"written to {RESULTS.relative_to(ROOT)}.md and .json")
         print(markdown([bench]))
-    if code:
-        raise typer.Exit(code)
+    if code or (bench is not None and not bench.rates):
+        raise typer.Exit(code or 1)
 
 
 def kinds(card: Card | None, graphs: bool, bench: Bench) -> list[str]:

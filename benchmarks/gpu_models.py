@@ -22,7 +22,7 @@ _OVERHEAD = 2_500_000_000
 _PER_IMAGE, _OF_WEIGHTS = 80_000_000, 35_000_000_000
 _CONFIGS = ("config.json", "open_clip_config.json")  # of checkpoints that say their own architecture
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class ModelsError(Exception):
@@ -171,8 +171,8 @@ class Pair:
         for model in self.models:
             model.write()
         self._write_spec()
-        command = [Path(sys.executable).with_name("clipchoir-export"), "build", self.spec]
-        command += ["--repository", self.repository, "--verify", "off", "--offline"]
+        command = [sys.executable, "-m", "clipchoir_export", "build", self.spec, "--repository", self.repository]
+        command += ["--verify", "off", "--offline"]
         command += ["--link-weights"] if self.link else []
         done = subprocess.run([str(part) for part in command], check=False)
         if done.returncode:

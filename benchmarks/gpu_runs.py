@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -88,8 +89,9 @@ class Run:
         return float(self._ask(do="peak", seconds=seconds)["flops"])
 
     def stop(self) -> None:
-        """End the process."""
-        self._process.kill()
+        """End the process, and those that compile for it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
@@ -118,7 +120,7 @@ class Run:
             raise RunError(self._epitaph())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise RunError(answer["error"][:_SHOWN])
+            raise RunError(f"{answer['error'][:_SHOWN]} (more in {self._log.name})")
         return answer
 
     def _epitaph(self) -> str:

@@ -95,7 +95,7 @@ class OnnxRuntime(Runtime):
             str(version / "model.onnx"), options, providers=[(preferred, provider_options), *plan.providers[1:]]
         )
         if self._session.get_providers()[0] != preferred:  # it goes on with the next one, and merely logs why
-            raise RuntimeError(f"onnxruntime cannot start {preferred}; the reason is in the log")
+            raise RuntimeError(f"onnxruntime cannot start {preferred}; its own message says why")
         self._session.disable_fallback()
         self._output = self._session.get_outputs()[0]
         self._bindings: dict[int, tuple[Any, Any]] = {}
@@ -112,7 +112,7 @@ class OnnxRuntime(Runtime):
             self._session.run_with_iobinding(binding, options)  # returns when the card is done
 
     def embed(self, way: str, batch: int) -> NDArray[np.float32]:
-        self.run(way, batch, _WARM_UP)
+        self.run(way, batch, _WARM_UP if self._graphs else 1)
         embeddings: NDArray[np.float32] = self._binding(batch)[1].numpy()
         return embeddings
 
@@ -196,10 +196,13 @@ class PyTorch(Runtime):
 
     def peak(self, seconds: float) -> float:
         sizes = _PEAK_SIZES[self._device]
-        return max(self._products(size, seconds / len(sizes)) for size in sizes)
+        best = max(self._products(size, seconds / len(sizes)) for size in sizes)
+        if self._device == "cuda":
+            self._torch.cuda.empty_cache()  # the encoder's memory is looked at later
+        return best
 
     def _products(self, size: int, seconds: float) -> float:
-        one, other, result = (self._torch.randn(size, size, device=self._device).to(self._dtype) for _ in range(3))
+        one, other, result = (self._torch.randn(size, size, device=self._device, dtype=self._dtype) for _ in range(3))
 
         def multiply(count: int) -> None:
             for _ in range(count):

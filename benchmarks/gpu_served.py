@@ -99,9 +99,9 @@ def _rounds(
         for number, batch in todo:
             bar.update(task, description=f"Triton, batch {batch}, round {number + 1}")
             if batch not in counts:
-                least = 2 * IN_FLIGHT * batch
-                send(least, batch)  # the first ones are slow
-                counts[batch] = max(1, math.ceil(send(least, batch) * seconds / least)) * least
+                turn = IN_FLIGHT * batch
+                send(turn, batch)  # the first ones are slow
+                counts[batch] = max(2, math.ceil(send(turn, batch) * seconds / turn)) * turn
             with used_since(triton.process.pid, triton.address.grpc) as usage:
                 rate = send(counts[batch], batch)
             means = {name: step.mean_batch for name, step in usage().steps.items()}
