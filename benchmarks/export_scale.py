@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from enum import Enum
@@ -112,7 +113,7 @@ def main(
     folder = work / f"{shape.value}-{checkpoint.value}"
     try:
         if not (folder / "done").exists():
-            write_checkpoint(shape, DTYPES[checkpoint], folder)
+            write_checkpoint(tensor_shapes(*SPECS[shape]), DTYPES[checkpoint], folder)
         size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
         copy_seconds = time_copy(folder) if copy else None
         with tempfile.TemporaryDirectory(dir=work) as scratch:
@@ -151,14 +152,13 @@ def main(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def write_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path) -> None:
+def write_checkpoint(shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype, folder: Path) -> None:
     """Random weights in shards, each tensor scaled so that activations keep their size."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    shapes = tensor_shapes(shape)
     random = torch.randn(1 << 25, generator=torch.manual_seed(0))
     shards = list(split(shapes, dtype.itemsize))
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(track(shards, description="writing the checkpoint", console=console), start=1):
         file = f"model-{number:05}-of-{len(shards):05}.safetensors"
         save_file({name: random_tensor(name, shapes[name], random).to(dtype) for name in names}, folder / file)
@@ -167,9 +167,8 @@ def write_checkpoint(shape: Shape, dtype: torch.dtype, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def tensor_shapes(shape: Shape) -> dict[str, tuple[int, ...]]:
+def tensor_shapes(source: str, architecture: str) -> dict[str, tuple[int, ...]]:
     """Every tensor of the published layout."""
-    source, architecture = SPECS[shape]
     with torch.device("meta"):
         if source == "eva_clip":
             config = KNOWN_CONFIGS[architecture]
@@ -197,18 +196,23 @@ def split(shapes: Mapping[str, tuple[int, ...]], itemsize: int) -> Iterator[list
 def random_tensor(name: str, shape: tuple[int, ...], random: Tensor) -> Tensor:
     """Different for every name; norms near 1, matrices scaled by their inputs."""
     count = torch.Size(shape).numel()
-    start = hash_of(name) % len(random)
-    values = random.roll(-start)[:count] if count <= len(random) else random.repeat(count // len(random) + 1)[:count]
+    values = part_of(random, name, count) if count <= len(random) else random.repeat(count // len(random) + 1)[:count]
     if len(shape) < 2:
         return (1 + 0.1 * values if "norm" in name or "ln_" in name else 0.02 * values).reshape(shape)
     if count > len(random):
-        values = values.reshape(shape) * (1 + 0.5 * random.roll(start)[: shape[0]].reshape(-1, 1))
+        values = values.reshape(shape) * (1 + 0.5 * part_of(random, name, shape[0]).reshape(-1, 1))
     return values.reshape(shape) * (torch.Size(shape[1:]).numel() ** -0.5)
+
+
+def part_of(random: Tensor, name: str, count: int) -> Tensor:
+    """So many of the numbers, from a place that depends on the name."""
+    start = hash_of(name) % (len(random) - count + 1)
+    return random[start : start + count]
 
 
 def hash_of(name: str) -> int:
     """The same in every process."""
-    return int.from_bytes(name.encode()[-12:], "little")
+    return zlib.crc32(name.encode())
 
 
 def time_copy(folder: Path) -> float:
