@@ -20,6 +20,7 @@ from clipchoir_server.triton import ServerError
 BATCH = 8  # images per request, where nothing else is said
 SIDE = 224
 IMAGES = 64
+LARGE_BATCH = 2  # images per request of the sizes: the largest ones take long
 SCENES = 6  # distinct images of the sizes, the same ones at each: large ones take long to draw
 ENSEMBLE, NAMELESS = "zero_shot", "zero_shot_without_classes"
 BUILT = DEMO.parent / "scaling"
@@ -174,7 +175,7 @@ def _batch(_: Path) -> list[Series]:
 
 def _size(_: Path) -> list[Series]:
     cases = (
-        Case(width * height / 1e6, f"{width}x{height}", DEMO, size=(width, height), images=SCENES)
+        Case(width * height / 1e6, f"{width}x{height}", DEMO, LARGE_BATCH, (width, height), SCENES)
         for width, height in SIZES
     )
     return [Series(Axis.SIZE, "", tuple(cases))]

@@ -43,7 +43,7 @@ _AXES = {
         "Size of the images",
         "image",
         False,
-        "JPEGs of the same six scenes; all are resized to the encoders' 224x224.",
+        "JPEGs of the same six scenes, two per request; all are resized to the encoders' 224x224.",
         True,
     ),
     "classes": _Axis(
