@@ -182,33 +182,21 @@ def _size(_: Path) -> list[Series]:
 
 
 def _classes(scratch: Path) -> list[Series]:
-    repository = _copy(scratch / "classes")
-    return [
-        Series(
-            Axis.CLASSES,
-            name,
-            tuple(
-                Case(classes, str(classes), repository, model=model, label_set=LabelSet(classes, 1))
-                for classes in CLASSES
-            ),
-        )
-        for name, model in (("all outputs", ENSEMBLE), ("without the classes' names", NAMELESS))
-    ]
+    series = []
+    for name, model in (("all outputs", ENSEMBLE), ("without the classes' names", NAMELESS)):
+        copy = _copy(scratch / f"classes-{model}")  # of its own, since label sets stay in a repository
+        cases = (Case(each, str(each), copy, model=model, label_set=LabelSet(each, 1)) for each in CLASSES)
+        series.append(Series(Axis.CLASSES, name, tuple(cases)))
+    return series
 
 
 def _templates(scratch: Path) -> list[Series]:
-    repository = _copy(scratch / "templates")
-    return [
-        Series(
-            Axis.TEMPLATES,
-            f"{classes} classes",
-            tuple(
-                Case(each, str(each), repository, model=NAMELESS, label_set=LabelSet(classes, each))
-                for each in TEMPLATES
-            ),
-        )
-        for classes in TEMPLATES_OF
-    ]
+    series = []
+    for classes in TEMPLATES_OF:
+        copy = _copy(scratch / f"templates-{classes}")
+        cases = (Case(each, str(each), copy, model=NAMELESS, label_set=LabelSet(classes, each)) for each in TEMPLATES)
+        series.append(Series(Axis.TEMPLATES, f"{classes} classes", tuple(cases)))
+    return series
 
 
 def _encoders(_: Path) -> list[Series]:
