@@ -63,7 +63,8 @@ class Run:
     Attributes:
         axis, series, value, label: of the case.
         turn: number of the round; the first case of the series has been measured in the same one.
-        images_per_second, p50, p99: of perf_analyzer, while every place in flight is filled; latencies in seconds.
+        images_per_second: of perf_analyzer, while every place in flight is filled.
+        p50, p99: latency of all requests, seconds.
         images: how many.
         usage: what the server's processes and steps did meanwhile.
         client_cpu: seconds of perf_analyzer.

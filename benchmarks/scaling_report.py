@@ -147,7 +147,8 @@ def tables(content: Content) -> str:
         "instance of each step, 6 classes with 52 prompts\neach, all outputs. Server and load share the cores. The "
         "cases of a series take turns with its first one: *ratio* is the\nthroughput as a multiple of the first case's "
         "in the same round, the median of the rounds and the range; images/s are\nmedians over all rounds, which are "
-        "not all of the same minutes. *Step* is the ratio beside that of the row above. CPU is\nthe server's, per "
+        "not all of the same minutes, and count while every place in\nflight is filled. "
+        "*Step* is the ratio beside that of the row above. CPU is\nthe server's, per "
         "image; memory is the PSS of tritonserver and all its processes, after the first round, when the\nserver had "
         "seen no larger case. A series bends at the first step that gains less than "
         f"{BEND:.0%}, or loses more where each step\nasks for more work.",
