@@ -235,13 +235,22 @@ def build_base() -> None:
             f'checkpoint = "{path.name}"\n'
         )
     (checkpoints / "base-random.toml").write_text(spec)
-    say(f"building {BASE.relative_to(ROOT)}")
+    build(checkpoints / "base-random.toml", BASE)
+    shutil.rmtree(checkpoints)
+
+
+def build(spec: Path, repository: Path) -> None:
+    """A repository of a spec, by the real command; one that is there already is brought up to date.
+
+    Raises:
+        ServerError: it cannot be built.
+    """
+    say(f"building {repository.relative_to(ROOT)}")
     export = Path(sys.executable).with_name("clipchoir-export")
-    command = [export, "build", checkpoints / "base-random.toml", "--repository", BASE, "--verify", "off"]
+    command = [export, "build", spec, "--repository", repository, "--verify", "off"]
     built = subprocess.run([str(part) for part in command], check=False)
     if built.returncode:
-        raise ServerError(f"clipchoir-export could not build {BASE.relative_to(ROOT)}; see its message above")
-    shutil.rmtree(checkpoints)
+        raise ServerError(f"clipchoir-export could not build {repository.relative_to(ROOT)}; see its message above")
 
 
 def write_random_checkpoint(architecture: str, path: Path) -> None:

@@ -60,6 +60,7 @@ class Load:
         concurrency: requests in flight.
         input_data: JSON file as `write_input_data` makes it; a batch takes the next rows, over and over.
         rate: requests per second at random times (Poisson), however many that puts in flight; 0: `concurrency` counts.
+        label_set: the request parameter, a name or an id; empty: none is sent.
     """
 
     url: str
@@ -68,6 +69,7 @@ class Load:
     concurrency: int
     input_data: Path
     rate: float = 0.0
+    label_set: str = ""
 
 
 @dataclass(frozen=True)
@@ -76,12 +78,15 @@ class Measurement:
 
     Attributes:
         throughput: rows per second, from the first request sent to the last answer.
+        steady: the same while every place in flight is filled: without the first answers, and without the end, where
+            Triton may let a last request wait for half a second. Equal to `throughput` for a Poisson load.
         p50, p90, p99: latency of requests, seconds.
         requests: how many.
         cpu_seconds: user and system time of the process, its start and its report included.
     """
 
     throughput: float
+    steady: float
     p50: float
     p90: float
     p99: float
@@ -148,6 +153,8 @@ class PerfAnalyzer:
                 options |= {"--request-rate-range": load.rate, "--request-distribution": "poisson"}
             else:
                 options["--concurrency-range"] = load.concurrency
+            if load.label_set:
+                options["--request-parameter"] = f"label_set:{load.label_set}:string"
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             done = self._run([str(part) for option in options.items() for part in option])
             after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -157,8 +164,10 @@ class PerfAnalyzer:
         if len(starts) != requests:
             raise FailedError(f"perf_analyzer recorded {len(starts)} requests to {load.model} instead of {requests}")
         p50, p90, p99 = np.percentile(ends - starts, (50, 90, 99)) / 1e9
+        throughput = requests * load.batch_size / float(ends.max() - starts.min()) * 1e9
         return Measurement(
-            requests * load.batch_size / float(ends.max() - starts.min()) * 1e9,
+            throughput,
+            throughput if load.rate else _steady(starts, ends, load.concurrency) * load.batch_size,
             float(p50),
             float(p90),
             float(p99),
@@ -298,6 +307,14 @@ def _times(record: Path) -> tuple[np.ndarray, np.ndarray]:
     requests = [request for experiment in content["experiments"] for request in experiment["requests"]]
     starts = np.array([request["timestamp"] for request in requests], np.int64)
     return starts, np.array([request["response_timestamps"][-1] for request in requests], np.int64)
+
+
+def _steady(starts: np.ndarray, ends: np.ndarray, concurrency: int) -> float:
+    """Answers per second between the last one to the first requests and the last request sent, or all in all."""
+    first, last = np.sort(ends)[concurrency - 1], starts.max()
+    if last <= first:
+        return len(starts) / float(ends.max() - starts.min()) * 1e9
+    return int(np.count_nonzero((ends > first) & (ends <= last))) / float(last - first) * 1e9
 
 
 def _last_lines(done: subprocess.CompletedProcess[str]) -> str:
