@@ -40,6 +40,7 @@ from clipchoir_scoring import score  # noqa: E402
 from clipchoir_settings import Settings  # noqa: E402
 
 IMAGES = 64
+ROWS = 4  # as the server has it
 CORES = len(os.sched_getaffinity(0))
 console = Console(stderr=True, highlight=False)
 
@@ -53,17 +54,20 @@ class Way:
         threads: of each encoder's session.
         spinning: whether threads without work wait by spinning.
         side_by_side: whether the encoders of one batch run at the same time.
+        rows: the encoders take a batch in parts of so many, one after the other; 0: as a whole.
     """
 
     in_flight: int
     threads: int
     spinning: bool
     side_by_side: bool
+    rows: int = 0
 
     def __str__(self) -> str:
         encoders = "side by side" if self.side_by_side else "one after the other"
         spins = "spinning" if self.spinning else "not spinning"
-        return f"{self.in_flight} in flight, encoders {encoders}, {self.threads} threads each, {spins}"
+        parts = f", {self.rows} rows at a time" if self.rows else ""
+        return f"{self.in_flight} in flight, encoders {encoders}, {self.threads} threads each, {spins}{parts}"
 
 
 class InProcess:
@@ -93,16 +97,22 @@ class InProcess:
         """Encoded images -> class scores, (N, C)."""
         batch = Batch(rows, [self._size])
         self._decoder.decode([batch])
-        inputs = {"pixels": batch.pixels[self._size]}
+        pixels = batch.pixels[self._size]
         first, *others = self._sessions
         if self._way.side_by_side:
-            later = [self._helpers.submit(session.run, ["embedding"], inputs) for session in others]
-            embeddings = [first.run(["embedding"], inputs)[0], *(each.result()[0] for each in later)]
+            later = [self._helpers.submit(self._encode, session, pixels) for session in others]
+            embeddings = [self._encode(first, pixels), *(each.result() for each in later)]
         else:
-            embeddings = [session.run(["embedding"], inputs)[0] for session in self._sessions]
+            embeddings = [self._encode(session, pixels) for session in self._sessions]
         texts = [self._texts.embeddings[name] for name in self.encoders]
         weights = tuple(1 / len(texts) for _ in texts)
         return score(embeddings, texts, self._texts.prompt_counts, weights, 100.0, 0.0).ensemble
+
+    def _encode(self, session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.ndarray:
+        """(N, S, S, 3) -> (N, D)."""
+        rows = self._way.rows or len(pixels)
+        parts = [pixels[start : start + rows] for start in range(0, len(pixels), rows)]
+        return np.concatenate([session.run(["embedding"], {"pixels": part})[0] for part in parts])
 
     def throughput(self, images: Sequence[bytes], batch_size: int, seconds: float) -> float:
         """Images per second, with so many batches in flight as the way has."""
@@ -146,13 +156,19 @@ def encoder_names(repository: Path) -> list[str]:
 
 def ways(quick: bool) -> list[Way]:
     """That are worth a try on these cores."""
-    threads = sorted({1, CORES})
-    some = [
-        Way(in_flight, each, spinning, side_by_side)
-        for in_flight, each, spinning, side_by_side in product((1, CORES), threads, (False, True), (False, True))
-        if not (in_flight > 1 and side_by_side) and not (each == 1 and spinning)
+    if quick:  # those that came first on two cores
+        some = product((1, CORES), (False, True), (0, ROWS))
+        return [
+            Way(CORES if not side_by_side else 1, threads, False, side_by_side, rows)
+            for threads, side_by_side, rows in some
+        ]
+    return [
+        Way(in_flight, threads, spinning, side_by_side, rows)
+        for in_flight, threads, spinning, side_by_side, rows in product(
+            (1, CORES), sorted({1, CORES}), (False, True), (False, True), (0, ROWS)
+        )
+        if not (in_flight > 1 and side_by_side) and not (threads == 1 and spinning)
     ]
-    return [way for way in some if not way.spinning or way.in_flight == 1] if quick else some
 
 
 def best(
@@ -198,7 +214,6 @@ def _seconds(work: Callable[[], Any]) -> float:
 
 def _open(path: Path, way: Way) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # as it is served
     options.intra_op_num_threads = way.threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(way.spinning)))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

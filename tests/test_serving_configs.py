@@ -57,6 +57,22 @@ def test_a_request_waits_for_less_time_than_the_client_does() -> None:
     assert serving.preprocess_timeout_ms + serving.encoder_timeout_ms < 60_000
 
 
+def test_graphs_in_half_precision_go_without_the_last_level_of_optimisation() -> None:
+    mean = std = (0.5, 0.5, 0.5)
+    encoders = [
+        encoder.model_copy(update={"precision": precision})
+        for encoder, precision in zip(SPEC.encoders, ("fp32", "fp16"), strict=True)
+    ]
+    spec = SPEC.model_copy(update={"encoders": encoders})
+    architectures = {name: Architecture(224, 1280, mean, std) for name in ENCODERS}
+    levels = {
+        path.parts[0]: text_format.Parse(text, model_config_pb2.ModelConfig()).optimization.graph.level
+        for path, text in render_configs(spec, architectures, text_encoders=ENCODERS).items()
+        if path.parts[0] in (*ENCODERS, *TEXT_ENCODERS)
+    }
+    assert [levels[name] for name in (*ENCODERS, *TEXT_ENCODERS)] == [0, 1, 0, 1]
+
+
 def test_no_warm_up_is_larger_than_a_batch() -> None:
     config = configs(max_batch_size=8, warmup_batch_sizes=[16, 1, 8])["metaclip/config"]
     assert config.parameters["warmup_batch_sizes"].string_value == "1,8"

@@ -37,9 +37,7 @@ def test_the_built_graphs_sharpen_bit_for_bit_like_pil(repository: Path, encoder
     model = onnx.load(repository / encoder / "1" / "model.onnx")
     last_floor = [node for node in model.graph.node if node.op_type == "Floor"][-1].output[0]
     model.graph.output.append(onnx.helper.make_tensor_value_info(last_floor, onnx.TensorProto.FLOAT, None))
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    session = onnxruntime.InferenceSession(model.SerializeToString())  # every optimisation, as it is served
     images = random_pixels(4) if pixels is random_pixels else real_pixels()
     for part in np.split(images, range(16, len(images), 16)):
         (sharpened,) = session.run([last_floor], {"pixels": part})

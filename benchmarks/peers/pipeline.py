@@ -146,7 +146,6 @@ def _pixels(data: bytes, size: int) -> np.ndarray:
 
 def _open(path: Path, settings: Settings) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
     options.intra_op_num_threads = settings.session_threads
     options.add_session_config_entry("session.intra_op.allow_spinning", str(int(settings.spinning)))
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

@@ -71,11 +71,12 @@ def render_configs(
     }
     serving = spec.serving
     for encoder in spec.encoders:
-        context.update(encoder=encoder, architecture=architectures[encoder.name])
+        context.update(encoder=encoder, architecture=architectures[encoder.name], precision=encoder.precision)
         template = load_template("encoder.pbtxt.j2")
         configs |= _with_variant(encoder.name, template, context, serving.gpus_of(encoder.name))
+    precisions = {encoder.name: encoder.precision for encoder in spec.encoders}
     for name in text_encoders:
-        context.update(model=text_model(name), architecture=architectures[name])
+        context.update(model=text_model(name), architecture=architectures[name], precision=precisions[name])
         template = load_template("text_encoder.pbtxt.j2")
         configs |= _with_variant(text_model(name), template, context, serving.text_gpus_of(name))
     return configs
