@@ -165,7 +165,9 @@ class Bench:
             for in_flight in self.plan.in_flight:
                 for server in _in_turn(servers, number):
                     with server.awake():
-                        load = server.target(self.batches).closed_loop(in_flight, self.plan.seconds)
+                        target = server.target(self.batches)
+                        target.one_by_one(2)  # what was stopped finds its way back into memory
+                        load = target.closed_loop(in_flight, self.plan.seconds)
                     self.pair.candidates[server.name].saturation.setdefault(in_flight, []).append(load)
                     yield f"{self._round(number)}{server.name}, {in_flight} in flight: " + (
                         f"{load.images_per_second:.1f} images/s" + (f", {load.errors}" if load.errors else "")
@@ -184,7 +186,9 @@ class Bench:
             times = poisson(self.pair.rate, self.plan.offered, number)
             for server in _in_turn(servers, number):
                 with server.awake():
-                    load = server.target(self.batches).open_loop(times)
+                    target = server.target(self.batches)
+                    target.one_by_one(2)
+                    load = target.open_loop(times)
                 self.pair.candidates[server.name].offered.append(load)
                 p99 = 1000 * percentile([load], 0.99)
                 yield f"{self._round(number)}{server.name}, {self.pair.rate:.2f} requests/s: p99 {p99:.0f} ms"

@@ -78,8 +78,8 @@ class Measurement:
 
     Attributes:
         throughput: rows per second, from the first request sent to the last answer.
-        steady: the same while every place in flight is filled: without the first answers, and without the end, where
-            Triton may let a last request wait for half a second. Equal to `throughput` for a Poisson load.
+        steady: the same while every place in flight is filled, without the first and the last answers. Equal to
+            `throughput` for a Poisson load.
         p50, p90, p99: latency of requests, seconds.
         requests: how many.
         cpu_seconds: user and system time of the process, its start and its report included.
