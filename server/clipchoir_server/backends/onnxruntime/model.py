@@ -19,9 +19,6 @@ import triton_python_backend_utils as pb_utils
 from clipchoir_parts import in_parts
 from clipchoir_session import CPU, PlanError, SessionPlan, plan_session
 
-# The second waits for the cores. More would take out of Triton's queue what a more urgent request should overtake.
-_PASSES_AT_A_TIME = 2
-
 
 class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
@@ -48,8 +45,9 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
-        self.passes = ThreadPoolExecutor(_PASSES_AT_A_TIME)
-        self.room = threading.Semaphore(_PASSES_AT_A_TIME)
+        # One pass at a time: Triton 24.10 crashes when two threads send answers.
+        self.passes = ThreadPoolExecutor(1)
+        self.room = threading.Semaphore(1)
         self.seconds = self._seconds_counter()
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
@@ -58,10 +56,11 @@ class TritonPythonModel:
     def execute(self, requests: list[Any]) -> list[Any]:
         if self.parts is None:
             return self._answers(requests)
-        # Answered later. While an instance of Triton 24.10's computes, its batcher now and then misses a new request,
-        # and looks again after half a second.
+        # Answered later, while this waits with the next batch: Triton's batcher now and then misses a request that
+        # comes while the instance computes, and looks again after half a second.
+        senders = [request.get_response_sender() for request in requests]
         self.room.acquire()
-        self.passes.submit(self._send_answers, requests, [request.get_response_sender() for request in requests])
+        self.passes.submit(self._send_answers, requests, senders)
         return [None] * len(requests)
 
     def finalize(self) -> None:
@@ -70,32 +69,34 @@ class TritonPythonModel:
             self.parts.shutdown()
 
     def _send_answers(self, requests: list[Any], senders: list[Any]) -> None:
+        start = time.perf_counter()
+        for sender, answer in zip(senders, self._answers_or_errors(requests), strict=True):
+            try:
+                sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            except Exception as error:  # nobody waits for it any more; the others' answers follow
+                pb_utils.Logger.log_warn(f"{self.name}: {type(error).__name__}: {error}")
+        self.room.release()
+        self.seconds.increment(time.perf_counter() - start)
+
+    def _answers_or_errors(self, requests: list[Any]) -> list[Any]:
         try:
-            answers = self._answers(requests)
+            return self._answers(requests)
         except Exception as error:
             message = f"{self.name}: {type(error).__name__}: {error}"
             pb_utils.Logger.log_error(message)
-            answers = [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in requests]
-        finally:
-            self.room.release()
-        for sender, answer in zip(senders, answers, strict=True):
-            sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in requests]
 
     def _answers(self, requests: list[Any]) -> list[Any]:
-        start = time.perf_counter()
         batches = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
         ]
         if len(batches) == 1:
-            answers = [self._response(self._run(batches[0]))]
-        else:
-            arrays = self._run({name: np.concatenate([batch[name] for batch in batches]) for name in self.inputs})
-            ends = np.cumsum([len(batch[self.inputs[0]]) for batch in batches])[:-1]
-            parts = zip(*(np.split(array, ends) for array in arrays), strict=True)
-            answers = [self._response(part) for part in parts]
-        self.seconds.increment(time.perf_counter() - start)
-        return answers
+            return [self._response(self._run(batches[0]))]
+        arrays = self._run({name: np.concatenate([batch[name] for batch in batches]) for name in self.inputs})
+        ends = np.cumsum([len(batch[self.inputs[0]]) for batch in batches])[:-1]
+        parts = zip(*(np.split(array, ends) for array in arrays), strict=True)
+        return [self._response(part) for part in parts]
 
     def _run(self, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
         if self.parts is None:
@@ -106,7 +107,7 @@ class TritonPythonModel:
         """Triton's own time of computing ends when a request is taken."""
         self.family = pb_utils.MetricFamily(  # its metrics need it alive
             name="clipchoir_pass_seconds_total",
-            description="Seconds of the passes of an encoder of the embedded backend.",
+            description="Seconds of the passes of an encoder.",
             kind=pb_utils.MetricFamily.COUNTER,
         )
         return self.family.Metric(labels={"model": self.name})
