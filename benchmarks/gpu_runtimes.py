@@ -81,6 +81,7 @@ class OnnxRuntime(Runtime):
             "CPU" if self._device == "cpu" else "GPU",
             "0",
             onnxruntime.get_available_providers(),
+            environment={},
         )
         preferred, provider_options = plan.providers[0]
         if self._graphs:

@@ -34,12 +34,13 @@ BATCHES = (1, 8, 64)
 PAIR_OF_RECIPE = 967.5 + 9121.1  # GFLOP per image
 
 Array = NDArray[np.float32]
+Counts = NDArray[np.int64]
 
 
 def unit(generator: np.random.Generator, rows: int, dim: int) -> Array:
     """Random rows of length 1."""
     values = generator.standard_normal((rows, dim), np.float32)
-    return values / np.linalg.norm(values, axis=1, keepdims=True)  # type: ignore[no-any-return]
+    return values / np.linalg.norm(values, axis=1, keepdims=True)
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -74,7 +75,9 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds; writ
             for batch in BATCHES:
                 images = [unit(generator, batch, dim) for dim in DIMS]
 
-                def scoring(images: list[Array] = images, texts: list[Array] = texts, of_each: Array = of_each) -> None:
+                def scoring(
+                    images: list[Array] = images, texts: list[Array] = texts, of_each: Counts = of_each
+                ) -> None:
                     score(images, texts, of_each, (0.5, 0.5), 100.0, 0.0)
 
                 def product(images: list[Array] = images, texts: list[Array] = texts) -> None:

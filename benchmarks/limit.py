@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -196,7 +197,7 @@ def matmul_peak(seconds: float = 1.0) -> float:
         one, other = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in (0, 1))
         stop = time.perf_counter() + seconds / 2
         while time.perf_counter() < stop:
-            peak = max(peak, 2 * size**3 / _seconds(lambda one=one, other=other: one @ other))
+            peak = max(peak, 2 * size**3 / _seconds(partial(np.matmul, one, other)))
     return peak
 
 

@@ -19,7 +19,7 @@ from limit import CORES
 from peer_environments import ENVIRONMENTS, python_of
 from peer_load import TIMEOUT, Connect, HttpConnection, Target
 from peer_report import OURS
-from server_usage import tree
+from server_usage import signal_tree
 
 from clipchoir import Client, ClipchoirError
 from clipchoir_server.triton import Address, serving
@@ -127,16 +127,11 @@ class Server:
 
     def pause(self) -> None:
         """Stop its processes, so that it takes nothing from the others' cores while it is idle."""
-        self._signal(signal.SIGSTOP)
+        signal_tree(self.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let them go on."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for pid in tree(self.pid):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, number)
+        signal_tree(self.pid, signal.SIGCONT)
 
 
 class OurClient:
@@ -251,8 +246,9 @@ class Seed:
 def seed(repository: Path, batch: int, workers: int) -> Iterator[Seed]:
     """Starts it; models are loaded before its first pass."""
     command = [sys.executable, str(PROGRAMS / "seed.py"), str(repository), str(batch), str(workers)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, start_new_session=True, **pipes) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
         try:
             yield Seed(workers, process)
         finally:
@@ -343,7 +339,7 @@ def _triton_request(images: Sequence[bytes]) -> tuple[bytes, dict[str, str]]:
 
 def _triton_answer(body: bytes) -> tuple[list[list[float] | None], list[str]]:
     header, position = json.JSONDecoder().raw_decode(body.decode("latin-1"))
-    scores, errors = np.zeros(0), [""]
+    scores, errors = np.zeros(0, np.float32), [""]
     for output in header["outputs"]:
         data = body[position : position + output["parameters"]["binary_data_size"]]
         position += len(data)

@@ -1,6 +1,6 @@
 """clipchoir beside the usual ways of serving the same encoders: the seed's PyTorch, FastAPI, LitServe, BentoML.
 
-    python benchmarks/peers.py            # three quarters of an hour; writes results/peers.md and peers.json
+    python benchmarks/peers.py            # a quarter of an hour; writes results/peers.md and peers.json
     python benchmarks/peers.py --quick    # under eight minutes once the peers are installed; prints the same tables
 
 All candidates have the same ONNX files, the same JPEGs (224x224), the same scores (checked before anything is timed),
@@ -15,7 +15,7 @@ import os
 import platform
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
@@ -74,8 +74,8 @@ class Plan:
 
 
 PLANS = {
-    "demo": Plan(32, (2, 4, 8), 5, 4.0, 10.0, 40, 5.0, 4.0, 1024, (0, CORES)),
-    "base": Plan(8, (2, 4), 2, 20.0, 60.0, 6, 0.0, 10.0, 32, (0, CORES)),
+    "demo": Plan(32, (2, 4), 3, 4.0, 10.0, 40, 5.0, 4.0, 1024, (0, CORES)),
+    "base": Plan(8, (2,), 3, 16.0, 0.0, 6, 0.0, 0.0, 16, (0,)),
 }
 QUICK = {
     "demo": Plan(32, (2, 4), 3, 2.0, 3.0, 20, 2.0, 0.0, 384, (0,)),
@@ -143,7 +143,7 @@ class Bench:
         """BentoML learns how long a batch takes from its first requests."""
         server.target([[image] for image in self.images]).one_by_one(24 if server.name == TITLES["bentoml"] else 4)
 
-    def _tune(self, name: str) -> Iterator[str]:
+    def _tune(self, name: str) -> Generator[str, None, Settings]:
         """The best setting of a peer; returns it."""
         tried = [replace(each, repository=str(self.repository)) for each in TRIED[name]]
         if not self.plan.tune:

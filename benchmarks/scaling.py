@@ -1,6 +1,6 @@
 """How throughput, latency, CPU time and memory of the service change with what it is asked to do.
 
-    python benchmarks/scaling.py                   # about 12 minutes; writes results/scaling.*
+    python benchmarks/scaling.py                   # about 8 minutes; writes results/scaling.*
     python benchmarks/scaling.py --quick           # both ends of each series, about 3 minutes; prints only
     python benchmarks/scaling.py --only batch      # one of: instances batch size classes templates encoders
 
@@ -53,7 +53,7 @@ class Plan:
     ends: bool
 
 
-FULL, QUICK = Plan(5, 1.7, ends=False), Plan(2, 0.8, ends=True)
+FULL, QUICK = Plan(3, 1.7, ends=False), Plan(2, 0.8, ends=True)
 
 
 @dataclass

@@ -1,7 +1,9 @@
 """What a server's processes and steps did during a measurement."""
 
+import contextlib
 import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -121,3 +123,10 @@ def tree(pid: int) -> set[int]:
             found.add(child)
             waiting.append(child)
     return found
+
+
+def signal_tree(pid: int, number: signal.Signals) -> None:
+    """Send a signal to a process and all below it: SIGSTOP takes a server that has no turn off the others' cores."""
+    for each in tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(each, number)
