@@ -4,20 +4,21 @@
     python benchmarks/limit.py --repository build/base-random --batch 8
 
 The code is the served one: `preprocess`'s decoder, the encoders' ONNX files, `ensembling`'s scores. What is tried is
-how many batches are worked on at a time, how many threads each session has, and whether idle threads spin.
+how many batches are worked on at a time, whether a batch's encoders run side by side and take it in parts, how many
+threads each session has, and whether idle threads spin.
 """
 
 import json
 import os
 import queue
 import statistics
+import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -27,23 +28,40 @@ import onnxruntime
 import typer
 from rich.console import Console
 from rich.progress import track
+from threadpoolctl import threadpool_limits
 
 ROOT = Path(__file__).parent.parent
-sys.path += [str(ROOT / "model_repository" / step / "1") for step in ("ensembling", "preprocess")] + [
-    str(ROOT / "demo")
+sys.path += [
+    *(str(ROOT / "model_repository" / step / "1") for step in ("ensembling", "preprocess")),
+    str(ROOT / "server" / "clipchoir_server" / "backends" / "onnxruntime"),
+    str(ROOT / "demo"),
 ]
 
 import scenes  # noqa: E402
 from clipchoir_batches import Batch, Decoder  # noqa: E402
 from clipchoir_images import Limits  # noqa: E402
 from clipchoir_label_sets import EmbeddedLabelSet  # noqa: E402
+from clipchoir_parts import ROWS  # noqa: E402
 from clipchoir_scoring import score  # noqa: E402
 from clipchoir_settings import Settings  # noqa: E402
 
 IMAGES = 64
-ROWS = 4  # as the server has it
 CORES = len(os.sched_getaffinity(0))
 console = Console(stderr=True, highlight=False)
+
+_PEAK = """
+import time
+import numpy as np
+
+peak = 0.0
+for size in (1024, 2048):
+    one, other = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in (0, 1))
+    stop = time.perf_counter() + 0.5
+    while (start := time.perf_counter()) < stop:
+        one @ other
+        peak = max(peak, 2 * size**3 / (time.perf_counter() - start))
+print(peak)
+"""
 
 
 @dataclass(frozen=True)
@@ -80,6 +98,7 @@ class InProcess:
             repository: built by clipchoir-export.
             way: how to use the cores.
         """
+        threadpool_limits(1, "blas")  # as the server has it; NumPy's idle threads spin
         manifests = {path.parent.parent.name: path for path in sorted(repository.glob("*/[0-9]*/manifest.json"))}
         self.encoders = [name for name in encoder_names(repository) if name in manifests]
         self._sessions = [_open(manifests[name].parent / "model.onnx", way) for name in self.encoders]
@@ -190,15 +209,10 @@ def draw(side: int | tuple[int, int] = 224, count: int = IMAGES) -> list[bytes]:
     return [scenes.render(scenes.CLASSES[seed % len(scenes.CLASSES)], seed, size).jpeg() for seed in range(count)]
 
 
-def matmul_peak(seconds: float = 1.0) -> float:
-    """FLOP per second of float32 matrix products on all cores, the best of several sizes."""
-    peak = 0.0
-    for size in (1024, 2048):
-        one, other = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in (0, 1))
-        stop = time.perf_counter() + seconds / 2
-        while time.perf_counter() < stop:
-            peak = max(peak, 2 * size**3 / _seconds(partial(np.matmul, one, other)))
-    return peak
+def matmul_peak() -> float:
+    """FLOP per second of float32 matrix products on all cores, the best of several; in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
+    return float(done.stdout)
 
 
 def gflop_per_image(repository: Path) -> float:

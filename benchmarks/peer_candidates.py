@@ -191,6 +191,7 @@ def peer(name: str, settings: Settings) -> Iterator[Server]:
         "BENTOML_HOME": str(ENVIRONMENTS / "bentoml-home"),
         "BENTOML_DO_NOT_TRACK": "True",
         "PYTHONDONTWRITEBYTECODE": "1",
+        "OPENBLAS_NUM_THREADS": "1",  # as our server has it; its idle threads spin
     }
     with tempfile.TemporaryFile() as log:
         command = [str(part) for part in (python_of(name), *_command(name, settings, port))]

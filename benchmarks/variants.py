@@ -71,7 +71,7 @@ def main(
             }
             for batch, in_flight in loads:
                 found: dict[str, list[Run]] = {name: [] for name in servers}
-                turns = [name for _ in range(rounds) for name in servers]
+                turns = [name for turn in range(rounds) for name in [*servers][:: -1 if turn % 2 else 1]]
                 for name in track(turns, f"{batch} rows, {in_flight} in flight", console=console, transient=True):
                     url = servers[name].address.grpc
                     found[name].append(

@@ -6,9 +6,8 @@ the repository uses and logs the ones it does not know.
 
 import json
 import os
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +44,11 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
-        # One pass at a time: Triton 24.10 crashes when two threads send answers.
-        self.passes = ThreadPoolExecutor(1)
-        self.room = threading.Semaphore(1)
-        self.seconds = self._seconds_counter()
+        if self.parts is not None:
+            # One pass at a time: Triton 24.10 crashes when two threads send answers.
+            self.passes = ThreadPoolExecutor(1)
+            self.running: Future[None] = self.passes.submit(lambda: None)
+            self.seconds = self._seconds_counter()
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
             self._run(_zeros(config["input"], batch_size))
@@ -59,13 +59,13 @@ class TritonPythonModel:
         # Answered later, while this waits with the next batch: Triton's batcher now and then misses a request that
         # comes while the instance computes, and looks again after half a second.
         senders = [request.get_response_sender() for request in requests]
-        self.room.acquire()
-        self.passes.submit(self._send_answers, requests, senders)
+        wait([self.running])
+        self.running = self.passes.submit(self._send_answers, requests, senders)
         return [None] * len(requests)
 
     def finalize(self) -> None:
-        self.passes.shutdown()
         if self.parts is not None:
+            self.passes.shutdown()
             self.parts.shutdown()
 
     def _send_answers(self, requests: list[Any], senders: list[Any]) -> None:
@@ -75,7 +75,6 @@ class TritonPythonModel:
                 sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as error:  # nobody waits for it any more; the others' answers follow
                 pb_utils.Logger.log_warn(f"{self.name}: {type(error).__name__}: {error}")
-        self.room.release()
         self.seconds.increment(time.perf_counter() - start)
 
     def _answers_or_errors(self, requests: list[Any]) -> list[Any]:
