@@ -53,7 +53,7 @@ class Plan:
     ends: bool
 
 
-FULL, QUICK = Plan(3, 1.7, ends=False), Plan(2, 0.8, ends=True)
+FULL, QUICK = Plan(2, 1.7, ends=False), Plan(2, 0.8, ends=True)
 
 
 @dataclass

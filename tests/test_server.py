@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
-from clipchoir_server.triton import Address, ServerError, check_that_it_starts, serving
-from conftest import BIN, encoded, infer, noise, run
+from clipchoir_server.triton import Address, ServerError, Triton, check_that_it_starts, serving, thread_defaults
+from conftest import BIN, encoded, infer, metrics, noise, run
 from launcher import FREE_PORTS, descendants, gone, started
 
 
@@ -193,3 +193,35 @@ def test_a_taken_port_is_named(repository: Path) -> None:
         result = run("clipchoir-server", repository, *FREE_PORTS[2:], "--grpc-port", str(port))
     assert result.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}: Address already in use; choose another port" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("encoders", "cores", "threads"),
+    [("metaclip,evaclip", 2, "1"), ("metaclip,evaclip", 16, "8"), ("a,b,c", 2, "1"), ("a", 4, "4")],
+)
+def test_the_encoders_share_the_cores(tmp_path: Path, encoders: str, cores: int, threads: str) -> None:
+    (tmp_path / "zero_shot").mkdir()
+    config = f'parameters [ {{ key: "encoders" value {{ string_value: "{encoders}" }} }} ]'
+    (tmp_path / "zero_shot" / "config.pbtxt").write_text(config)
+    assert thread_defaults(tmp_path, cores) == {"CLIPCHOIR_SESSION_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
+
+
+def test_a_config_that_cannot_be_read_is_left_to_triton(tmp_path: Path) -> None:
+    (tmp_path / "zero_shot").mkdir()
+    (tmp_path / "zero_shot" / "config.pbtxt").write_text("parameters [ {")
+    assert thread_defaults(tmp_path, 4)["CLIPCHOIR_SESSION_THREADS"] == "4"
+
+
+def test_the_time_of_the_passes_is_counted(server: Triton) -> None:
+    def passes() -> dict[str, float]:
+        return metrics(server.address.metrics, 'clipchoir_pass_seconds_total.*clip"')
+
+    before = passes()
+    with grpcclient.InferenceServerClient(server.address.grpc) as client:
+        infer(client, [encoded(noise(seed), "JPEG") for seed in range(9)], ["score"])
+    deadline = time.monotonic() + 10  # it is counted after the answer
+    while not all(passes()[name] > seconds for name, seconds in before.items()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    grown = {name: seconds - before[name] for name, seconds in passes().items()}
+    assert len(grown) == 2
+    assert all(0 < seconds < 10 for seconds in grown.values())

@@ -33,11 +33,16 @@ def real_pixels() -> NDArray[np.uint8]:
 
 @pytest.mark.parametrize("encoder", FACTORS)
 @pytest.mark.parametrize("pixels", [random_pixels, real_pixels])
-def test_the_built_graphs_sharpen_bit_for_bit_like_pil(repository: Path, encoder: str, pixels: object) -> None:
+@pytest.mark.parametrize("level", ["ORT_ENABLE_ALL", "ORT_ENABLE_EXTENDED"])  # float32 and half precision are served so
+def test_the_built_graphs_sharpen_bit_for_bit_like_pil(
+    repository: Path, encoder: str, pixels: object, level: str
+) -> None:
     model = onnx.load(repository / encoder / "1" / "model.onnx")
     last_floor = [node for node in model.graph.node if node.op_type == "Floor"][-1].output[0]
     model.graph.output.append(onnx.helper.make_tensor_value_info(last_floor, onnx.TensorProto.FLOAT, None))
-    session = onnxruntime.InferenceSession(model.SerializeToString())  # every optimisation, as it is served
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
     images = random_pixels(4) if pixels is random_pixels else real_pixels()
     for part in np.split(images, range(16, len(images), 16)):
         (sharpened,) = session.run([last_floor], {"pixels": part})

@@ -143,7 +143,7 @@ class Triton:
         self._regions = f"clipchoir_{os.getpid()}_{address.grpc_port}_"
         self.process = subprocess.Popen(
             _command(repository, backends, address, self._regions, config_name),
-            env={**_threads(repository), **_environment()},
+            env={**thread_defaults(repository, len(os.sched_getaffinity(0))), **_environment()},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -357,8 +357,8 @@ def _environment() -> dict[str, str]:
     return environment
 
 
-def _threads(repository: Path) -> dict[str, str]:
-    """Every step is a process that believes to have all cores; defaults for what the user's environment does not say.
+def thread_defaults(repository: Path, cores: int) -> dict[str, str]:
+    """Threads of steps, each of which believes to have all cores, where the user's environment does not say otherwise.
 
     A large batch keeps all cores busy part by part. Threads within a part are for single images on idle servers, where
     the encoders run side by side.
@@ -367,7 +367,6 @@ def _threads(repository: Path) -> dict[str, str]:
     with suppress(text_format.ParseError):  # Triton says it better
         text_format.Parse((repository / "zero_shot" / "config.pbtxt").read_text(), config)
     encoders = len(config.parameters["encoders"].string_value.split(","))
-    cores = len(os.sched_getaffinity(0))
     return {"CLIPCHOIR_SESSION_THREADS": str(max(1, cores // encoders)), "OPENBLAS_NUM_THREADS": "1"}
 
 
