@@ -12,13 +12,13 @@ import json
 import os
 import queue
 import statistics
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,20 +48,6 @@ from clipchoir_settings import Settings  # noqa: E402
 IMAGES = 64
 CORES = len(os.sched_getaffinity(0))
 console = Console(stderr=True, highlight=False)
-
-_PEAK = """
-import time
-import numpy as np
-
-peak = 0.0
-for size in (1024, 2048):
-    one, other = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in (0, 1))
-    stop = time.perf_counter() + 0.5
-    while (start := time.perf_counter()) < stop:
-        one @ other
-        peak = max(peak, 2 * size**3 / (time.perf_counter() - start))
-print(peak)
-"""
 
 
 @dataclass(frozen=True)
@@ -209,10 +195,16 @@ def draw(side: int | tuple[int, int] = 224, count: int = IMAGES) -> list[bytes]:
     return [scenes.render(scenes.CLASSES[seed % len(scenes.CLASSES)], seed, size).jpeg() for seed in range(count)]
 
 
-def matmul_peak() -> float:
-    """FLOP per second of float32 matrix products on all cores, the best of several; in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True)
-    return float(done.stdout)
+def matmul_peak(seconds: float = 1.0) -> float:
+    """FLOP per second of float32 matrix products on all cores, the best of several sizes."""
+    peak = 0.0
+    with threadpool_limits(CORES, "blas"):
+        for size in (1024, 2048):
+            one, other = (np.random.default_rng(seed).standard_normal((size, size), np.float32) for seed in (0, 1))
+            stop = time.perf_counter() + seconds / 2
+            while time.perf_counter() < stop:
+                peak = max(peak, 2 * size**3 / _seconds(partial(np.matmul, one, other)))
+    return peak
 
 
 def gflop_per_image(repository: Path) -> float:

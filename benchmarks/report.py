@@ -70,7 +70,7 @@ def shares(content: Content) -> dict[tuple[Any, ...], float]:
 
 
 def _throughputs(content: Content, old: Content | None) -> str:
-    before = shares(old) if old else {}
+    before, now = (shares(each) if each else {} for each in (old, content))
     lines = [
         "| pair | images | batch | in flight | images/s | limit | share | target | p50 | p90 | p99 | CPU of 1 s "
         f"| mean batch | utilisation |{' share before | ratio |' if old else ''}",
@@ -81,12 +81,12 @@ def _throughputs(content: Content, old: Content | None) -> str:
     )
     limits = _grouped(content["limits"], _key)
     best = {
-        key[:3]: max((other for other in served if other[:3] == key[:3]), key=lambda other: shares(content)[other])
+        key[:3]: max((other for other in served if other[:3] == key[:3]), key=lambda other: now[other])
         for key in served
     }
     for key, points in served.items():
         name, size, batch, in_flight = key
-        share = shares(content)[key]
+        share = now[key]
         throughput = _median(points, "images_per_second")
         seconds = [len_images(each) / each["images_per_second"] for each in points]
         cpu = statistics.median(

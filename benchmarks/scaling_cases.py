@@ -236,7 +236,9 @@ def _copy(target: Path, instances: Mapping[str, int] | None = None) -> Path:
         target: to make.
         instances: by model; the others stay as they are.
     """
-    shutil.copytree(DEMO.resolve(), target, ignore=shutil.ignore_patterns(CONFIG, "__pycache__"), copy_function=_link)
+    shutil.copytree(
+        DEMO.resolve(), target, ignore=shutil.ignore_patterns(CONFIG, "__pycache__"), copy_function=link_or_copy
+    )
     for path in sorted(DEMO.glob(f"*/{CONFIG}")):
         text, model = path.read_text(), path.parent.name
         if instances and model in instances:
@@ -252,7 +254,7 @@ def _copy(target: Path, instances: Mapping[str, int] | None = None) -> Path:
     return target
 
 
-def _link(source: str, target: str) -> str:
+def link_or_copy(source: str, target: str) -> str:
     """A hard link, or a copy where the folders are on different file systems."""
     try:
         os.link(source, target)

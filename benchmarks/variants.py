@@ -30,6 +30,7 @@ from limit import draw
 from perf_analyzer import Load, Measurement, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
 from rich.console import Console
 from rich.progress import track
+from scaling_cases import link_or_copy
 from server_usage import signal_tree, used_since
 
 from clipchoir_server.triton import Address, ServerError, Triton, serving
@@ -97,7 +98,7 @@ def _served(repository: Path, target: Path, variant: dict[str, dict]) -> Iterato
     Raises:
         ValueError: what is to be replaced is not in the config.
     """
-    shutil.copytree(repository, target, copy_function=os.link)
+    shutil.copytree(repository.resolve(), target, copy_function=link_or_copy)
     for model, replacements in variant.get("configs", {}).items():
         config = target / model / "config.pbtxt"
         text = config.read_text()
@@ -107,18 +108,21 @@ def _served(repository: Path, target: Path, variant: dict[str, dict]) -> Iterato
             text = text.replace(old, new)
         config.unlink()  # a link to the repository's own
         config.write_text(text)
+    with contextlib.ExitStack() as stack:
+        with _environment(variant.get("environment", {})):
+            server = stack.enter_context(serving(target, Address.choose(), on_line=lambda _: None))
+        signal_tree(server.process.pid, signal.SIGSTOP)
+        stack.callback(signal_tree, server.process.pid, signal.SIGCONT)
+        yield server
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Set for what starts meanwhile."""
     before = dict(os.environ)
-    os.environ.update(variant.get("environment", {}))
+    os.environ.update(values)
     try:
-        started = serving(target, Address.choose(), on_line=lambda _: None)
-        with started as server:
-            os.environ.clear()
-            os.environ.update(before)
-            signal_tree(server.process.pid, signal.SIGSTOP)
-            try:
-                yield server
-            finally:
-                signal_tree(server.process.pid, signal.SIGCONT)
+        yield
     finally:
         os.environ.clear()
         os.environ.update(before)
