@@ -99,6 +99,26 @@ def test_the_same_new_set_from_many_clients_is_embedded_once(
         np.testing.assert_allclose(scores, answers[0], atol=1e-5)
 
 
+def test_known_unknown_and_new_sets_from_many_clients_at_once(server: Triton) -> None:
+    """They are counted in several threads; Triton crashes when two use a metric at once."""
+
+    def ask(number: int) -> list[str]:
+        found = []
+        with grpcclient.InferenceServerClient(server.address.grpc) as client:
+            for turn in range(8):
+                new = label_set(f"herd {number} {turn}", "meadow", templates=("{}",))
+                for parameters in ({"label_set_spec": new}, {"label_set": set_id(f"{number} {turn}")}, {}):
+                    try:
+                        found.append(str(infer(client, [encoded(noise(0))], ["error"], **parameters)["error"][0, 0]))
+                    except InferenceServerException as error:
+                        found.append(str(error.status()))
+        return found
+
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(ask, range(16)))
+    assert answers == [["b''", "StatusCode.NOT_FOUND", "b''"] * 8] * 16
+
+
 def test_a_new_large_set_holds_up_nobody_else(triton: grpcclient.InferenceServerClient) -> None:
     spec = label_set(*(f"kind of thing {number}" for number in range(750)))
     done = threading.Event()

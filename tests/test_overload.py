@@ -4,7 +4,6 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from tritonclient.utils import InferenceServerException
 
 from clipchoir.errors import OverloadedError, from_triton
 from clipchoir_server.triton import Address, serving
-from conftest import encoded, metrics, noise, run
+from conftest import encoded, infer, metrics, noise, run
 
 SERVING = """
 [serving]
@@ -28,7 +27,6 @@ TIMEOUTS = 3.0  # seconds: the sum of the two above
 BATCH = 4
 CLIENTS = 60
 ROWS = [encoded(noise(seed), "JPEG") for seed in range(32)]
-URGENT, BULK = 1, 3
 OUTPUTS = ["scores", "metaclip_embedding", "evaclip_embedding", "error"]
 
 
@@ -53,16 +51,9 @@ def served(spec: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ser
         triton.stop(patience=0)  # it would wait for requests that it has rejected, see docs/serving.md
 
 
-def ask(
-    client: grpcclient.InferenceServerClient, first: int, batch: int = BATCH, priority: int = 0
-) -> dict[str, np.ndarray]:
+def ask(client: grpcclient.InferenceServerClient, first: int) -> dict[str, np.ndarray]:
     """A batch of the pictures, from one of them on."""
-    image = grpcclient.InferInput("image", [batch, 1], "BYTES")
-    rows = [ROWS[(first + offset) % len(ROWS)] for offset in range(batch)]
-    image.set_data_from_numpy(np.array([[row] for row in rows], np.object_))
-    outputs = [grpcclient.InferRequestedOutput(name) for name in OUTPUTS]
-    answer = client.infer("zero_shot", [image], outputs=outputs, priority=priority, client_timeout=60)
-    return {name: answer.as_numpy(name) for name in OUTPUTS}
+    return infer(client, [ROWS[(first + offset) % len(ROWS)] for offset in range(BATCH)], OUTPUTS)
 
 
 @dataclass
@@ -96,29 +87,6 @@ def test_warm_up_does_not_count_in_the_metrics(served: Served) -> None:
     }
     assert len(counts) >= 5 * 4
     assert set(counts.values()) == {0}
-
-
-def test_an_urgent_request_overtakes_those_that_wait(served: Served) -> None:
-    finished: dict[str, float] = {}
-
-    def send(name: str, priority: int) -> None:
-        with grpcclient.InferenceServerClient(served.address.grpc) as client, suppress(InferenceServerException):
-            ask(client, 0, batch=8, priority=priority)
-        finished[name] = time.monotonic()
-
-    with grpcclient.InferenceServerClient(served.address.grpc) as client:
-        start = time.monotonic()
-        ask(client, 0, batch=8)
-        service = time.monotonic() - start
-    with ThreadPoolExecutor(41) as pool:
-        for number in range(40):
-            pool.submit(send, f"bulk {number}", BULK)
-            time.sleep(service / 6)  # they pass preprocess and wait for the encoders
-        waiting = 40 - len(finished)
-        pool.submit(send, "urgent", URGENT)
-    overtaken = sum(moment > finished["urgent"] for moment in finished.values())
-    assert waiting >= 4
-    assert overtaken >= waiting / 2
 
 
 def test_an_overloaded_server_rejects_in_time_and_answers_the_rest_rightly(served: Served) -> None:

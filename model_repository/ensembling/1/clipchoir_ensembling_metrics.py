@@ -1,5 +1,6 @@
 """Prometheus metrics of the ensembling step, served by Triton beside its own."""
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ AD_HOC = "ad-hoc"
 
 
 class Metrics:
-    """Counters and gauges; `docs/metrics.md` says what each is for."""
+    """Counters and gauges; `docs/metrics.md` says what each is for. Safe to use from any thread."""
 
     def __init__(self, pb_utils: Any) -> None:
         counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
@@ -26,18 +27,21 @@ class Metrics:
             "bytes": family("label_set_bytes", "Size of the label sets that requests brought", gauge),
         }
         self._metrics: dict[tuple[str, ...], Any] = {}
+        self._lock = threading.Lock()  # two threads that use a metric of Triton's at once crash the whole server
         self._metric("prompts").increment(0)
 
     def found(self, where: str, embedded: int = 0) -> None:
         """A request's label set was found here; so many prompts had to be embedded for it."""
-        self._metric("requests", found=where).increment(1)
-        if embedded:
-            self._metric("prompts").increment(embedded)
+        with self._lock:
+            self._metric("requests", found=where).increment(1)
+            if embedded:
+                self._metric("prompts").increment(embedded)
 
     def held(self, memory: int, files: int) -> None:
         """How large the label sets of requests are."""
-        self._metric("bytes", where="memory").set(memory)
-        self._metric("bytes", where="disk").set(files)
+        with self._lock:
+            self._metric("bytes", where="memory").set(memory)
+            self._metric("bytes", where="disk").set(files)
 
     def predicted(
         self, label_set: str, classes: Sequence[str], best: NDArray[np.intp], agreed: NDArray[np.bool_]
@@ -50,15 +54,16 @@ class Metrics:
             best: (N,) index of each image's best class.
             agreed: (N,) whether it is the best class of every encoder.
         """
-        if label_set == AD_HOC:
-            self._metric("predictions", label_set=AD_HOC, label="").increment(len(best))
-        else:
-            for index, count in zip(*np.unique(best, return_counts=True), strict=True):
-                self._metric("predictions", label_set=label_set, label=classes[index]).increment(int(count))
         yes = int(agreed.sum())
-        for answer, count in (("yes", yes), ("no", len(agreed) - yes)):
-            if count:
-                self._metric("agreement", agreed=answer).increment(count)
+        with self._lock:
+            if label_set == AD_HOC:
+                self._metric("predictions", label_set=AD_HOC, label="").increment(len(best))
+            else:
+                for index, count in zip(*np.unique(best, return_counts=True), strict=True):
+                    self._metric("predictions", label_set=label_set, label=classes[index]).increment(int(count))
+            for answer, count in (("yes", yes), ("no", len(agreed) - yes)):
+                if count:
+                    self._metric("agreement", agreed=answer).increment(count)
 
     def _metric(self, family: str, **labels: str) -> Any:
         key = (family, *labels.values())

@@ -15,6 +15,7 @@ from clipchoir_checks import ParameterCheck, RefusedError
 from clipchoir_counters import Counters
 from clipchoir_events import Pace, event
 from clipchoir_images import ErrorKind
+from clipchoir_later import Later
 from clipchoir_settings import Settings
 
 _LOG_INTERVAL = 1.0  # seconds between two lines about undecodable images
@@ -46,8 +47,16 @@ class TritonPythonModel:
         self.check = ParameterCheck(_ask)
         self.decoder = Decoder(settings, self.tensor_names)
         self.decoder.warm_up()
+        self.later = Later(pb_utils, self.step, self._answers)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
+    def execute(self, requests: list[Any]) -> list[None]:
+        return self.later.take(requests)
+
+    def finalize(self) -> None:
+        self.later.close()
+        self.decoder.close()
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
         admitted = [self._admit(request) for request in requests]
         batches = [batch for batch in admitted if isinstance(batch, Batch)]
         self.decoder.decode(batches)
@@ -56,9 +65,6 @@ class TritonPythonModel:
             self._respond(request, batch) if isinstance(batch, Batch) else batch
             for request, batch in zip(requests, admitted, strict=True)
         ]
-
-    def finalize(self) -> None:
-        self.decoder.close()
 
     def _admit(self, request: Any) -> Any:
         """The request's rows, or the response that refuses it before any of them is decoded."""

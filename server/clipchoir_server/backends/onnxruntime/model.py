@@ -6,8 +6,8 @@ the repository uses and logs the ones it does not know.
 
 import json
 import os
-import time
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 import triton_python_backend_utils as pb_utils
 
+from clipchoir_later import Later
 from clipchoir_parts import in_parts
 from clipchoir_session import CPU, PlanError, SessionPlan, plan_session
 
@@ -44,48 +45,20 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
-        if self.parts is not None:
-            # One pass at a time: Triton 24.10 crashes when two threads send answers.
-            self.passes = ThreadPoolExecutor(1)
-            self.running: Future[None] = self.passes.submit(lambda: None)
-            self.seconds = self._seconds_counter()
+        self.later = Later(pb_utils, self.name, self._answers)
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
             self._run(_zeros(config["input"], batch_size))
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        if self.parts is None:
-            return self._answers(requests)
-        # Answered later, while this waits with the next batch: Triton's batcher now and then misses a request that
-        # comes while the instance computes, and looks again after half a second.
-        senders = [request.get_response_sender() for request in requests]
-        wait([self.running])
-        self.running = self.passes.submit(self._send_answers, requests, senders)
-        return [None] * len(requests)
+    def execute(self, requests: list[Any]) -> list[None]:
+        return self.later.take(requests)
 
     def finalize(self) -> None:
+        self.later.close()
         if self.parts is not None:
-            self.passes.shutdown()
             self.parts.shutdown()
 
-    def _send_answers(self, requests: list[Any], senders: list[Any]) -> None:
-        start = time.perf_counter()
-        for sender, answer in zip(senders, self._answers_or_errors(requests), strict=True):
-            try:
-                sender.send(answer, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # nobody waits for it any more; the others' answers follow
-                pb_utils.Logger.log_warn(f"{self.name}: {type(error).__name__}: {error}")
-        self.seconds.increment(time.perf_counter() - start)
-
-    def _answers_or_errors(self, requests: list[Any]) -> list[Any]:
-        try:
-            return self._answers(requests)
-        except Exception as error:
-            message = f"{self.name}: {type(error).__name__}: {error}"
-            pb_utils.Logger.log_error(message)
-            return [pb_utils.InferenceResponse(error=pb_utils.TritonError(message)) for _ in requests]
-
-    def _answers(self, requests: list[Any]) -> list[Any]:
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
         batches = [
             {name: pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.inputs}
             for request in requests
@@ -101,15 +74,6 @@ class TritonPythonModel:
         if self.parts is None:
             return list(self.session.run(self.outputs, inputs))
         return in_parts(lambda part: self.session.run(self.outputs, part), inputs, self.parts)
-
-    def _seconds_counter(self) -> Any:
-        """Triton's own time of computing ends when a request is taken."""
-        self.family = pb_utils.MetricFamily(  # its metrics need it alive
-            name="clipchoir_pass_seconds_total",
-            description="Seconds of the passes of an encoder.",
-            kind=pb_utils.MetricFamily.COUNTER,
-        )
-        return self.family.Metric(labels={"model": self.name})
 
     def _response(self, arrays: Any) -> Any:
         return pb_utils.InferenceResponse(
