@@ -6,7 +6,7 @@ by the outputs that a request asks for. A request with the input `query` asks ab
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from clipchoir_ensembling_metrics import AD_HOC, Metrics
 from clipchoir_label_sets import EmbeddedLabelSet
+from clipchoir_later import Later
 from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
 from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
 from clipchoir_options import OptionError, Options
@@ -72,12 +73,17 @@ class TritonPythonModel:
         )
         self.metrics.held(0, self.ad_hoc.bytes_in_files)
         self._warm_up(config["max_batch_size"])
+        self.later = Later(pb_utils, config["name"], self._answers)
 
-    def execute(self, requests: list[Any]) -> list[Any]:
-        return [self._execute(request) for request in requests]
+    def execute(self, requests: list[Any]) -> list[None]:
+        return self.later.take(requests)
 
     def finalize(self) -> None:
+        self.later.close()
         self.lookup.close()
+
+    def _answers(self, requests: Sequence[Any]) -> list[Any]:
+        return [self._answer(request) for request in requests]
 
     def _warm_up(self, batch: int) -> None:
         """Score one batch of the largest size: the arrays and threads that the first user would wait for."""
@@ -97,8 +103,8 @@ class TritonPythonModel:
             options.drop_below,
         )
 
-    def _execute(self, request: Any) -> Any:
-        """A response, or None: it comes later, through the request's sender."""
+    def _answer(self, request: Any) -> Any:
+        """A response, or None: it comes when the label set is there."""
         try:
             options, answer, wait = self._understood(request)
             label_set = self.lookup.find(options.label_set)

@@ -18,7 +18,7 @@ class Later:
         Args:
             pb_utils: Triton's module.
             step: the model's name.
-            answer: makes a response for each request of a batch.
+            answer: makes a response for each request of a batch, or None for one that somebody else answers.
         """
         self._pb_utils = pb_utils
         self._step = step
@@ -47,6 +47,8 @@ class Later:
     def _pass(self, requests: Sequence[Any], senders: Sequence[Any]) -> None:
         start = time.perf_counter()
         for sender, response in zip(senders, self._responses(requests), strict=True):
+            if response is None:
+                continue
             try:
                 sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
             except Exception as error:  # nobody waits for it any more; the others' answers follow
