@@ -295,12 +295,16 @@ def test_a_place_that_cannot_be_written_is_named(tiny_spec: Path) -> None:
         build(tiny_spec, Path("/proc/clipchoir/repository"))
 
 
-def test_text_encoders_are_models_and_stay_in_step(tiny_spec: Path, target: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_text_encoders_are_models_and_stay_in_step(tiny_spec: Path, target: Path, precision: str) -> None:
+    tiny_spec.write_text(f'{tiny_spec.read_text()}\nprecision = "{precision}"\n')
     options = BuildOptions(verify="off", text_encoders=True)
     assert "tiny_text/1" in build(tiny_spec, target, options)
     found = manifest(target / "tiny_text" / "1")
     assert found["kind"] == "text_encoder"
-    assert found["fingerprint"] == manifest(target / "tiny" / "1")["fingerprint"]
+    image = manifest(target / "tiny" / "1")
+    assert found["fingerprint"] == image["fingerprint"]
+    assert (found["precision"], image["precision"]) == ("fp32", precision)
     label_set = load_file(target / "ensembling" / "1" / "label_sets" / "pets.safetensors")
     tokens = PromptTokenizer(target / "ensembling" / "1" / "tokenizer.json")(["cat", "a cat", "dog", "a dog"])
     with serving(target, Address.choose()) as triton, grpcclient.InferenceServerClient(triton.address.grpc) as client:

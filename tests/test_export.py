@@ -184,18 +184,18 @@ def verify(model: Path, encoder: encoders.Encoder, sharpness: float, precision: 
     return result
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_right_encoder_passes_the_verification(tmp_path: Path, precision: Precision) -> None:
     spec = encoder_spec(checkpoints.write_eva_clip(tmp_path / "checkpoint"), "eva_clip")
     encoder = export_image_encoder(spec, tmp_path / "model", precision)
     result = verify(tmp_path / "model", encoder, spec.sharpness, precision)
-    assert result.min_cosine > {"fp32": 0.999999, "fp16": 0.99999, "bf16": 0.999}[precision]
+    assert result.min_cosine > {"fp32": 0.999999, "fp16": 0.99999, "bf16": 0.999, "int8": 0.99}[precision]
     assert result.top1_agreed == result.top1_decided > 0
     assert result.arithmetic == ("widened to float32" if precision == "bf16" else "as stored")
     assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["model.onnx"]
 
 
-@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "int8"])
 def test_a_different_encoder_fails_the_verification(tmp_path: Path, precision: Precision) -> None:
     specs = [encoder_spec(checkpoints.write_open_clip(tmp_path / str(seed), seed), "open_clip") for seed in (1, 2)]
     first = export_image_encoder(specs[0], tmp_path / "model", precision)

@@ -286,6 +286,14 @@ def test_a_batch_that_the_config_does_not_allow_is_refused(built: Path) -> None:
         write_engine_builds(built, opt_batch=65)
 
 
+def test_integers_are_not_for_engines(built: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(built, tmp_path / "copy"))
+    path = next(copy.glob("first/*/manifest.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "int8"}))
+    with pytest.raises(RepositoryError, match="first is int8, .*; TensorRT needs it built with fp16, bf16 or fp32"):
+        write_engine_builds(copy)
+
+
 def test_a_folder_of_something_else_is_refused_by_the_command(tmp_path: Path) -> None:
     done = run("clipchoir-export", "tensorrt", tmp_path)
     assert done.returncode == 1

@@ -74,7 +74,7 @@ def render_configs(
         context.update(encoder=encoder, architecture=architectures[encoder.name], precision=encoder.precision)
         template = load_template("encoder.pbtxt.j2")
         configs |= _with_variant(encoder.name, template, context, serving.gpus_of(encoder.name))
-    precisions = {encoder.name: encoder.precision for encoder in spec.encoders}
+    precisions = {encoder.name: encoder.text_precision for encoder in spec.encoders}
     for name in text_encoders:
         context.update(model=text_model(name), architecture=architectures[name], precision=precisions[name])
         template = load_template("text_encoder.pbtxt.j2")

@@ -32,7 +32,7 @@ from clipchoir_export.onnx_files import Written, weight_bytes, write_model
 from clipchoir_export.onnx_graph import OPSETS, Signature, trace
 from clipchoir_export.publishing import newest, next_version, read_manifest
 from clipchoir_export.served_modules import ServedImageEncoder, ServedTextEncoder
-from clipchoir_export.spec import EncoderSpec
+from clipchoir_export.spec import EncoderSpec, Precision
 from clipchoir_export.staging import Staging
 from clipchoir_export.text import distinct_prompts, embed_prompts
 from clipchoir_export.verification import Evidence, VerifyLevel, batches_for, verify_image_encoder
@@ -157,7 +157,9 @@ class EncoderBuild:
         module = ServedImageEncoder(self.encoder.image.skeleton(), architecture, self.spec.sharpness)
         size = architecture.image_size
         signature = Signature("pixels", (size, size, 3), torch.uint8)
-        self._write_graph(folder, module, self.encoder.image.weights, signature, self.options.link_weights)
+        self._write_graph(
+            folder, module, self.encoder.image.weights, signature, self.spec.precision, self.options.link_weights
+        )
 
     def _write_text_encoder(self) -> Path:
         return self.staging.step(text_model(self.spec.name), self._key, self._make_text_encoder)
@@ -165,13 +167,19 @@ class EncoderBuild:
     def _make_text_encoder(self, folder: Path) -> None:
         module = ServedTextEncoder(self.encoder.text.skeleton())
         signature = Signature("tokens", (CONTEXT_LENGTH,), torch.int64)
-        self._write_graph(folder, module, self.encoder.text.weights, signature, link=False)
+        self._write_graph(folder, module, self.encoder.text.weights, signature, self.spec.text_precision, link=False)
 
     def _write_graph(
-        self, folder: Path, module: torch.nn.Module, weights: Mapping[str, Any], signature: Signature, link: bool
+        self,
+        folder: Path,
+        module: torch.nn.Module,
+        weights: Mapping[str, Any],
+        signature: Signature,
+        precision: Precision,
+        link: bool,
     ) -> None:
         task = self._task(f"{folder.name}: write weights", "bytes", None)
-        model = trace(module, signature, weights, self.spec.precision, self.spec.dialect, keep_layout=link)
+        model = trace(module, signature, weights, precision, self.spec.dialect, keep_layout=link)
         needed, free = weight_bytes(model), shutil.disk_usage(folder).free
         if needed > free and not link:
             raise RepositoryError(
@@ -240,7 +248,7 @@ class EncoderBuild:
         tower = self.encoder.image
         manifest = {
             "kind": IMAGE_ENCODER,
-            **self._manifest(folder, fingerprint),
+            **self._manifest(folder, self.spec.precision, fingerprint),
             "preprocessing": {
                 "image_size": architecture.image_size,
                 "resize": "squash, PIL bicubic",
@@ -281,14 +289,14 @@ class EncoderBuild:
         name = text_model(self.spec.name)
         manifest = {
             "kind": TEXT_ENCODER,
-            **self._manifest(self.staging.folder / name, fingerprint),
+            **self._manifest(self.staging.folder / name, self.spec.text_precision, fingerprint),
             "context_length": CONTEXT_LENGTH,
             "parameters": costs.parameters(self.encoder.text),
             "key": digest(self._key),
         }
         return self._staged(name, manifest)
 
-    def _manifest(self, folder: Path, fingerprint: str) -> dict[str, Any]:
+    def _manifest(self, folder: Path, precision: Precision, fingerprint: str) -> dict[str, Any]:
         record = folder / _WRITTEN
         written = Written(**json.loads(record.read_text(encoding="utf-8")))
         record.unlink()
@@ -300,7 +308,7 @@ class EncoderBuild:
             "licence": self.spec.licence,
             "checkpoint_files": [{"name": path.name, "bytes": path.stat().st_size} for path in self.encoder.files],
             "fingerprint": fingerprint,
-            "precision": self.spec.precision,
+            "precision": precision,
             "dialect": self.spec.dialect,
             "opset": OPSETS[self.spec.dialect],
             "embedding_dim": self.encoder.architecture.embedding_dim,

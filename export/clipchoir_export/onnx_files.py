@@ -9,7 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 import onnxruntime
 
-from clipchoir_export.onnx_graph import Weight
+from clipchoir_export.onnx_weights import Weight
 
 MODEL, DATA = "model.onnx", "model.onnx.data"
 _INLINE_UP_TO = 64 << 20  # bytes of weights in model.onnx itself; one file is easier to handle

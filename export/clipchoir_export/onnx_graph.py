@@ -16,15 +16,17 @@ from onnxscript.rewriter.rules import common as common_rules
 from torch import Tensor, nn
 
 from clipchoir_export.errors import CheckpointError
+from clipchoir_export.onnx_weights import Weight, onnx_tensor, weight_of
+from clipchoir_export.quantization import quantize_matrices
 from clipchoir_export.spec import Dialect, Precision
 from clipchoir_export.stored_tensors import StoredTensor
 
 OPSETS: Mapping[Dialect, int] = {"portable": 18, "current": 23}
-DTYPES: Mapping[Precision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_ONNX_TYPES = {
-    torch.float32: ir.DataType.FLOAT,
-    torch.float16: ir.DataType.FLOAT16,
-    torch.bfloat16: ir.DataType.BFLOAT16,
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "fp16": torch.float16,
+    "bf16": torch.bfloat16,
+    "int8": torch.float32,  # of all that is not quantised
 }
 _TOWER = "tower."
 _FOLDED_UP_TO = 1024  # elements
@@ -47,43 +49,6 @@ class Signature:
     output: str = "embedding"
 
 
-class Weight(ir.LazyTensor):
-    """An initializer of the graph that a checkpoint's tensor becomes when it is written."""
-
-    def __init__(self, name: str, stored: StoredTensor, dtype: torch.dtype) -> None:
-        super().__init__(self._cast, _ONNX_TYPES[dtype], ir.Shape(stored.shape), name=name)
-        self.stored = stored
-        self.target = dtype
-
-    def _cast(self) -> ir.TensorProtocol:
-        stored = self.stored.read()
-        tensor = stored.to(self.target).contiguous()
-        if not _is_finite(tensor):
-            if not _is_finite(stored):
-                raise CheckpointError(f"{self.name} holds values that are not finite; the checkpoint is damaged")
-            kind = str(self.target).removeprefix("torch.")
-            raise CheckpointError(
-                f"{self.name} reaches {stored.abs().max():.3g}, which {kind} cannot hold; build with bf16 or fp32"
-            )
-        return _onnx_tensor(tensor, self.name)
-
-    @property
-    def is_stored_as_it_is(self) -> bool:
-        """Whether the checkpoint's own bytes can serve as the initializer."""
-        return self.stored.slice is not None and self.stored.dtype == self.target
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    """One pass without temporaries: many times faster than `torch.isfinite` on half precision."""
-    return all(bool(torch.isfinite(extreme)) for extreme in torch.aminmax(tensor)) if tensor.numel() else True
-
-
-def _onnx_tensor(tensor: Tensor, name: str | None) -> ir.TensorProtocol:
-    if tensor.dtype == torch.bfloat16:  # numpy has no such type
-        return ir.Tensor(tensor.view(torch.uint16).numpy(), dtype=ir.DataType.BFLOAT16, name=name)
-    return ir.tensor(tensor.numpy(), name=name)
-
-
 def trace(
     module: nn.Module,
     signature: Signature,
@@ -98,7 +63,8 @@ def trace(
         module: takes and returns one tensor.
         signature: names and types of the two.
         weights: of the tower.
-        precision: the type of the tower's weights and matrix products. Softmax and the sums in norms are float32.
+        precision: the type of the tower's weights and matrix products. Softmax and the sums in norms are float32. For
+            "int8" see `quantization`.
         dialect: which operators to use.
         keep_layout: leave weights as they are stored, and transpose in the graph.
 
@@ -125,10 +91,12 @@ def trace(
     assert program is not None  # noqa: S101  None is for the exporter's older way alone
     model = program.model
     _bind(model.graph, weights, constants, DTYPES[precision])
-    _transpose_weights(model.graph, keep_layout)
+    _transpose_weights(model.graph, keep_layout and precision != "int8")
     _simplify(model)
     _cast_bytes_first(model.graph)
-    if precision != "fp32":
+    if precision == "int8":
+        quantize_matrices(model.graph)
+    elif precision != "fp32":
         _softmax_in_float32(model.graph)
     if precision == "bf16" and OPSETS[dialect] < 22:
         _convolution_in_float32(model.graph)
@@ -144,7 +112,7 @@ def _simplify(model: ir.Model) -> None:
             shape_inference=True,
             input_size_limit=_FOLDED_UP_TO,
             output_size_limit=_FOLDED_UP_TO,
-            should_fold=lambda node: False if any(_weight(value) for value in node.inputs) else None,
+            should_fold=lambda node: False if any(weight_of(value) for value in node.inputs) else None,
         ),
         RewritePass([common_rules.materialize_reshape_shape_rule]),
         RewritePass([common_rules.reshape_reshape_rule, common_rules.remove_optional_bias_from_conv_rule]),
@@ -167,21 +135,17 @@ def _bind(
     for name, value in graph.initializers.items():
         key = name.removeprefix(_TOWER)
         if name in constants:
-            value.const_value = _onnx_tensor(constants[name], name)
+            value.const_value = onnx_tensor(constants[name], name)
         elif name.startswith(_TOWER) and key in weights:
             value.const_value = Weight(name, weights[key], dtype)
         else:
             raise CheckpointError(f"the graph needs {name}, which is computed and in no checkpoint; not supported")
 
 
-def _weight(value: ir.Value | None) -> Weight | None:
-    return value.const_value if value is not None and isinstance(value.const_value, Weight) else None
-
-
 def _transpose_weights(graph: ir.Graph, keep_layout: bool) -> None:
     """Store matrices the way that the graph uses them, instead of transposing them at every start."""
     for node in list(graph):
-        weight = _weight(node.inputs[0]) if node.op_type == "Transpose" else None
+        weight = weight_of(node.inputs[0]) if node.op_type == "Transpose" else None
         if weight is None or len(weight.stored.shape) != 2:
             continue
         if keep_layout and weight.is_stored_as_it_is:
@@ -223,7 +187,7 @@ def _convolution_in_float32(graph: ir.Graph) -> None:
         if node.op_type != "Conv" or low is None or low.dtype != ir.DataType.BFLOAT16:
             continue
         for value in node.inputs[1:]:
-            weight = _weight(value)
+            weight = weight_of(value)
             assert value is not None and weight is not None  # noqa: PT018, S101
             value.const_value = Weight(weight.name or "", weight.stored, torch.float32)
             value.type = ir.TensorType(ir.DataType.FLOAT)

@@ -26,7 +26,7 @@ _NAMES_TAKEN = re.compile(
 _BUILTIN = "builtin:"
 
 
-Precision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
 Dialect = Literal["portable", "current"]
 _LABEL_SET_NAME = "^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 LabelSetName = Annotated[str, Field(pattern=_LABEL_SET_NAME)]
@@ -50,6 +50,11 @@ class EncoderSpec(_Table):
     weight: float = Field(default=1.0, ge=0)
     precision: Precision = "fp32"
     dialect: Dialect = "portable"  # of ONNX: opset 18, or 23 with fused attention
+
+    @property
+    def text_precision(self) -> Precision:
+        """Of the text encoder. Labels are embedded once: nothing is gained by rounding there."""
+        return "fp32" if self.precision == "int8" else self.precision
 
 
 class ServingSpec(_Table):

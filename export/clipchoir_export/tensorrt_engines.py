@@ -38,6 +38,7 @@ _ADVICE: Mapping[Precision, str] = {  # where an engine does not agree
     "bf16": "; precision fp32 in the ensemble's spec may help",
     "fp32": "",
 }
+_FOR_CPUS: Precision = "int8"
 _NOT_OF_A_PLAN = ("name", "backend", "platform", "default_model_filename", "optimization", "parameters")
 
 
@@ -70,7 +71,7 @@ def write_engine_builds(repository: Path, opt_batch: int | None = None) -> list[
 
     Raises:
         RepositoryError: the folder is no whole clipchoir repository or cannot be written, an encoder was built without
-            verification, or `opt_batch` is too large.
+            verification or in int8, or `opt_batch` is too large.
     """
     found = inspect(repository)
     if found.problems:
@@ -96,6 +97,10 @@ def build_command(repository: Path) -> str:
 
 def _files(repository: Path, model: str, manifest: Mapping[str, Any], opt_batch: int | None) -> Mapping[Path, bytes]:
     """By path in the model's folder."""
+    if manifest["precision"] == _FOR_CPUS:
+        raise RepositoryError(
+            f"{model} is {_FOR_CPUS}, whose products are made for CPUs; TensorRT needs it built with fp16, bf16 or fp32"
+        )
     version = newest(repository / model)
     assert version is not None  # noqa: S101  it has a manifest
     config = _read_config(repository / model / CONFIG)

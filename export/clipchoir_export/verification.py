@@ -21,12 +21,12 @@ from clipchoir_export.spec import Precision
 from clipchoir_export.towers import Architecture, Tower
 
 VerifyLevel = Literal["full", "sample", "off"]
-MIN_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999}
+MIN_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999, "int8": 0.99}
 MAX_DIFFERENCE = 2e-5  # of one component of two unit-length embeddings, where both were computed in float32
 # Two classes whose similarities to an image differ by less may change places.
-OWN_ERROR: Mapping[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2}
+OWN_ERROR: Mapping[Precision, float] = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1e-2, "int8": 2e-2}
 # Two images whose embeddings are less far apart (1 - cosine) may be taken for each other.
-_TOO_ALIKE: Mapping[Precision, float] = {"fp32": 1e-6, "fp16": 1e-4, "bf16": 1e-3}
+_TOO_ALIKE: Mapping[Precision, float] = {"fp32": 1e-6, "fp16": 1e-4, "bf16": 1e-3, "int8": 1e-2}
 FULL_BATCHES, SAMPLE_BATCHES = (1, 2, 5, 32), (1, 4)
 _SMALL = 100_000_000  # parameters; up to here a sample is as thorough as a full check, and takes seconds
 _TOGETHER = 8  # images in one streamed pass over the weights
