@@ -81,5 +81,7 @@ def test_columns_of_zeros_and_of_one_number() -> None:
 
 def test_a_damaged_matrix_is_named() -> None:
     _, scales = quantized(stored(torch.tensor([[1.0, float("inf")]])))
-    with pytest.raises(CheckpointError, match=r"mlp\.scale holds values that are not finite; the checkpoint is damaged"):
+    with pytest.raises(
+        CheckpointError, match=r"mlp\.scale holds values that are not finite; the checkpoint is damaged"
+    ):
         Weight("mlp.scale", scales, torch.float32).raw()

@@ -56,7 +56,11 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
         ('name = "first"', 'name = "First one"', ["encoders.0.name", "pattern"]),
         ('name = "first"', 'name = "first"\nweight = -1', ["encoders.0.weight", "greater than or equal to 0", "-1"]),
         ('name = "first"', 'name = "first"\nweight = 0', ["every encoder has weight 0"]),
-        ('name = "first"', 'name = "first"\nprecision = "int4"', ["encoders.0.precision", "'fp32', 'fp16', 'bf16' or 'int8'"]),
+        (
+            'name = "first"',
+            'name = "first"\nprecision = "int4"',
+            ["encoders.0.precision", "'fp32', 'fp16', 'bf16' or 'int8'"],
+        ),
         ('name = "mine"', 'name = "mine"\ndrop_below = 1.5', ["drop_below", "less than 1"]),
         ('label_sets = ["scenes"]', "label_sets = []", ["label_sets", "at least 1"]),
         ('name = "mine"', "name = mine", ["is not valid TOML"]),

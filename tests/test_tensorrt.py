@@ -290,7 +290,7 @@ def test_integers_are_not_for_engines(built: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(built, tmp_path / "copy"))
     path = next(copy.glob("first/*/manifest.json"))
     path.write_text(json.dumps(json.loads(path.read_text()) | {"precision": "int8"}))
-    with pytest.raises(RepositoryError, match="first is int8, .*; TensorRT needs it built with fp16, bf16 or fp32"):
+    with pytest.raises(RepositoryError, match=r"first is int8, .*; TensorRT needs it built with fp16, bf16 or fp32"):
         write_engine_builds(copy)
 
 

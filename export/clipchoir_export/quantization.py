@@ -36,12 +36,13 @@ def quantize_matrices(graph: ir.Graph) -> None:
             [low, _initializer(graph, f"{weight.name}.int8", columns), rounded.zero],
         )
         wide = ir.node("Cast", integers.outputs, attributes={"to": ir.DataType.FLOAT})
-        scales = ir.node("Mul", [scale, _initializer(graph, f"{weight.name}.scale", column_scales)])
-        product = ir.node("Mul", [wide.outputs[0], scales.outputs[0]])
+        # Not by the product of both scales: ONNX Runtime would fuse that into a node with one scale for all tokens.
+        by_token = ir.node("Mul", [wide.outputs[0], scale])
+        product = ir.node("Mul", [by_token.outputs[0], _initializer(graph, f"{weight.name}.scale", column_scales)])
         result, new = node.outputs[0], product.outputs[0]
         new.shape, new.type = result.shape, result.type
         result.replace_all_uses_with(new)
-        graph.insert_before(node, [integers, wide, scales, product])
+        graph.insert_before(node, [integers, wide, by_token, product])
         graph.remove(node, safe=True)
         assert matrix is not None and matrix.name is not None  # noqa: PT018, S101  it holds a weight
         if not matrix.uses():
@@ -106,6 +107,7 @@ def _initializer(graph: ir.Graph, name: str, stored: StoredTensor) -> ir.Value:
 
 
 def _registered(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=ir.Shape(tensor.shape), const_value=tensor)
+    shape = ir.Shape(tensor.shape.numpy())
+    value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=shape, const_value=tensor)
     graph.register_initializer(value)
     return value
