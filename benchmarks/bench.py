@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from client_overhead import BASE, build_base
 from limit import CORES, InProcess, Way, best, draw, gflop_per_image, matmul_peak
 from perf_analyzer import Load, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
 from report import tables, write_plots
+from repositories import BASE, DEMO, build_base
 from rich.console import Console
 from rich.progress import Progress
 from server_usage import Usage, used_since
@@ -34,7 +34,6 @@ from clipchoir_server.triton import Address, ServerError, Triton, serving
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results"
-DEMO = ROOT / "build" / "demo"
 SMALL, LARGE = (224, 224), (1600, 1200)
 PACKAGES = ("clipchoir", "nvidia-pytriton", "onnxruntime", "numpy", "pillow")
 console = Console(stderr=True, highlight=False)

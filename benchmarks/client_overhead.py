@@ -13,9 +13,7 @@ import json
 import os
 import platform
 import resource
-import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,12 +35,11 @@ ROOT = Path(__file__).parent.parent
 sys.path.append(str(ROOT / "demo"))
 
 from perf_analyzer import Load, PerfAnalyzer, PerfAnalyzerError, get, write_input_data  # noqa: E402
+from repositories import BASE, DEMO, build_base  # noqa: E402
 
 import scenes  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
-DEMO, BASE = ROOT / "build" / "demo", ROOT / "build" / "base-random"
-ARCHITECTURES = {"metaclip": "ViT-B-16-quickgelu", "evaclip": "EVA02-B-16"}  # of the ensemble `base`
 CONCURRENCY = 4
 CONCURRENCIES = (2, 4, 8)
 SIDE, IMAGES = 224, 64
@@ -213,57 +210,6 @@ def draw() -> list[bytes]:
     """Scenes as JPEGs of the encoders' size, so that decoding is cheap and sending is not."""
     classes = scenes.CLASSES
     return [scenes.render(classes[seed % len(classes)], seed, (SIDE, SIDE)).jpeg() for seed in range(IMAGES)]
-
-
-def build_base() -> None:
-    """The repository of the ViT-B/16 shapes, by the real command, unless it is there.
-
-    Raises:
-        ServerError: it cannot be built.
-    """
-    if BASE.is_dir():
-        return
-    checkpoints = BASE.with_name(f"{BASE.name}-checkpoints")
-    checkpoints.mkdir(parents=True, exist_ok=True)
-    spec = f'name = "{BASE.name}"\nlabel_sets = ["scenes"]\n'
-    for name, architecture in ARCHITECTURES.items():
-        path = checkpoints / f"{architecture}.safetensors"
-        if not path.is_file():
-            write_random_checkpoint(architecture, path)
-        spec += (
-            f'[[encoders]]\nname = "{name}"\nsource = "open_clip"\narchitecture = "{architecture}"\n'
-            f'checkpoint = "{path.name}"\n'
-        )
-    (checkpoints / "base-random.toml").write_text(spec)
-    build(checkpoints / "base-random.toml", BASE)
-    shutil.rmtree(checkpoints)
-
-
-def build(spec: Path, repository: Path) -> None:
-    """A repository of a spec, by the real command; one that is there already is brought up to date.
-
-    Raises:
-        ServerError: it cannot be built.
-    """
-    say(f"building {repository.relative_to(ROOT)}")
-    export = Path(sys.executable).with_name("clipchoir-export")
-    command = [export, "build", spec, "--repository", repository, "--verify", "off"]
-    built = subprocess.run([str(part) for part in command], check=False)
-    if built.returncode:
-        raise ServerError(f"clipchoir-export could not build {repository.relative_to(ROOT)}; see its message above")
-
-
-def write_random_checkpoint(architecture: str, path: Path) -> None:
-    """As open_clip initialises it."""
-    import open_clip
-    import torch
-    from safetensors.torch import save_file
-
-    say(f"writing random weights of {architecture}")
-    torch.manual_seed(0)
-    tensors = {name: each.contiguous() for name, each in open_clip.create_model(architecture).state_dict().items()}
-    save_file(tensors, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
 
 
 def median(values: Sequence[float]) -> float:

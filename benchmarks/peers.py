@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from client_overhead import BASE, build_base
 from limit import CORES, InProcess, Way, draw
 from peer_candidates import TITLES, TRIED, PeerFailedError, Seed, Server, check, describe, ours, peer, seed
 from peer_environments import PINNED, SHARED, EnvironmentFailedError, python_of, versions_of
 from peer_load import poisson
 from peer_report import OURS_CLIENT, Candidate, Pair, Setting, percentile, report
 from pipeline import Settings
+from repositories import BASE, DEMO, build_base
 from rich.console import Console
 from rich.progress import Progress
 
@@ -36,7 +36,6 @@ from clipchoir_server.triton import ServerError
 
 ROOT = Path(__file__).parent.parent
 RESULTS = Path(__file__).parent / "results" / "peers"
-DEMO = ROOT / "build" / "demo"
 OFFERED = 0.6  # of the slowest server's throughput
 OVERLOAD = 10  # times the requests in flight of the saturation
 UNDECODABLE = 3  # row

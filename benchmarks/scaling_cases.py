@@ -10,8 +10,8 @@ from enum import Enum
 from pathlib import Path
 
 import numpy as np
-from client_overhead import DEMO, build
 from limit import encoder_names
+from repositories import DEMO, build
 
 from clipchoir_export.ensembling_step import EmbeddedLabelSet
 from clipchoir_export.publishing import CONFIG, newest, read_manifest

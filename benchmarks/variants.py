@@ -8,6 +8,8 @@ environment:
 
     {"as it is": {}, "two instances": {"configs": {"metaclip": [["count: 1", "count: 2"]]}, "environment": {"A": "1"}}}
 
+and a variant that says "repository": PATH is one of that.
+
 All servers are up; who has no turn is stopped (SIGSTOP). They take turns, and ratios are to the first variant in the
 same round. Server and load share the cores.
 """
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from limit import draw
@@ -67,7 +69,7 @@ def main(
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipchoir-variants-")))
             data = write_input_data(draw(), scratch / "images.json")
             servers = {
-                name: stack.enter_context(_served(repository, scratch / str(number), variant))
+                name: stack.enter_context(served(repository, scratch / str(number), variant))
                 for number, (name, variant) in enumerate(wanted.items())
             }
             for batch, in_flight in loads:
@@ -76,7 +78,7 @@ def main(
                 for name in track(turns, f"{batch} rows, {in_flight} in flight", console=console, transient=True):
                     url = servers[name].address.grpc
                     found[name].append(
-                        _measure(program, servers[name], Load(url, "zero_shot", batch, in_flight, data), seconds)
+                        measure(program, servers[name], Load(url, "zero_shot", batch, in_flight, data), seconds)
                     )
                 _print(batch, in_flight, found)
     except (OSError, ValueError, ServerError, PerfAnalyzerError) as error:
@@ -92,13 +94,13 @@ def _load(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def _served(repository: Path, target: Path, variant: dict[str, dict]) -> Iterator[Triton]:
+def served(repository: Path, target: Path, variant: dict[str, Any]) -> Iterator[Triton]:
     """A stopped server on a copy of the repository; the large files are links.
 
     Raises:
         ValueError: what is to be replaced is not in the config.
     """
-    shutil.copytree(repository.resolve(), target, copy_function=link_or_copy)
+    shutil.copytree(Path(variant.get("repository", repository)).resolve(), target, copy_function=link_or_copy)
     for model, replacements in variant.get("configs", {}).items():
         config = target / model / "config.pbtxt"
         text = config.read_text()
@@ -128,15 +130,23 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _measure(program: PerfAnalyzer, server: Triton, load: Load, seconds: float) -> Run:
+@contextmanager
+def running(server: Triton) -> Iterator[None]:
+    """A turn of a stopped server."""
     signal_tree(server.process.pid, signal.SIGCONT)
     try:
+        yield
+    finally:
+        signal_tree(server.process.pid, signal.SIGSTOP)
+
+
+def measure(program: PerfAnalyzer, server: Triton, load: Load, seconds: float) -> Run:
+    """One turn of a stopped server: so many seconds of a load, after a warm-up."""
+    with running(server):
         program.measure(load, max(4, 2 * load.concurrency))
         requests = program.requests_for(load, seconds)
         with used_since(server.process.pid, load.url) as usage:
             measured = program.measure(load, requests)
-    finally:
-        signal_tree(server.process.pid, signal.SIGSTOP)
     return Run(measured, usage().cpu_seconds / (requests * load.batch_size), usage().memory_mib)
 
 
