@@ -3,8 +3,8 @@
     python benchmarks/precisions.py            # writes results/precisions.md and .json
     python benchmarks/precisions.py --quick    # fewer and shorter rounds; prints only
 
-Both are built by clipchoir-export, served by a tritonserver each, and take turns under perf_analyzer; who has no turn is
-stopped. Agreement is that of the served answers for the demo's sample images.
+Both are built by clipchoir-export, served by a tritonserver each, and take turns under perf_analyzer; who has no turn
+is stopped. Agreement is that of the served answers for the demo's sample images.
 """
 
 import contextlib
@@ -149,10 +149,10 @@ def _agreement(servers: dict[str, Triton], trained: bool) -> Agreement:
     high, low = (answers[precision] for precision in PRECISIONS)
     cosines = {
         encoder: min(
-            float(np.dot(one.embeddings[encoder], other.embeddings[encoder]))
+            float(np.dot(one.embedding[encoder], other.embedding[encoder]))
             for one, other in zip(high, low, strict=True)
         )
-        for encoder in high[0].embeddings
+        for encoder in high[0].embedding
     }
     same = sum(one.label == other.label for one, other in zip(high, low, strict=True))
     right = {
@@ -168,8 +168,8 @@ def _markdown(rows: list[dict[str, object]], agreements: dict[str, Agreement]) -
         "",
         "    python benchmarks/precisions.py",
         "",
-        'The same pair with `precision = "int8"` and in float32, each served by a tritonserver, in turns; medians of the',
-        "rounds. Memory is the PSS of the server and its steps.",
+        'The same pair with `precision = "int8"` and in float32, each served by a tritonserver, in turns; medians of',
+        "the rounds. Memory is the PSS of the server and its steps.",
         "",
         "| pair | batch | in flight | int8 / float32 | lowest to highest | images/s | p50 | memory |",
         "|---|---|---|---|---|---|---|---|",
