@@ -11,9 +11,10 @@ import contextlib
 import json
 import statistics
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -56,7 +57,7 @@ def main(
 ) -> None:
     """Measure int8 against float32 on this machine's CPU."""
     rounds, seconds = (2, 1.5) if quick else (5, 4.0)
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     agreements: dict[str, Agreement] = {}
     try:
         for pair, repositories in _built().items():
@@ -76,10 +77,15 @@ def main(
     except (OSError, ClipchoirError, ServerError, PerfAnalyzerError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from None
-    text = _markdown(rows, agreements)
+    content = {
+        "command": "python benchmarks/precisions.py",
+        "machine": machine(),
+        "rows": rows,
+        "agreement": {pair: asdict(found) for pair, found in agreements.items()},
+    }
+    text = report(content)
     print(text)
     if not quick:
-        content = {"machine": machine(), "rows": rows, "agreement": {k: vars(v) for k, v in agreements.items()}}
         (RESULTS / "precisions.json").write_text(json.dumps(content, indent=1) + "\n")
         (RESULTS / "precisions.md").write_text(text)
 
@@ -117,7 +123,7 @@ def _turns(
     return runs
 
 
-def _row(pair: str, batch: int, in_flight: int, runs: dict[str, list[Run]]) -> dict[str, object]:
+def _row(pair: str, batch: int, in_flight: int, runs: dict[str, list[Run]]) -> dict[str, Any]:
     ratios = [
         low.measured.throughput / high.measured.throughput for low, high in zip(runs["int8"], runs["fp32"], strict=True)
     ]
@@ -162,11 +168,12 @@ def _agreement(servers: dict[str, Triton], trained: bool) -> Agreement:
     return Agreement(len(images), cosines, same, right if trained else None)
 
 
-def _markdown(rows: list[dict[str, object]], agreements: dict[str, Agreement]) -> str:
+def report(content: Mapping[str, Any]) -> str:
+    """Markdown of what the JSON has."""
     lines = [
         "# Integers on a CPU",
         "",
-        "    python benchmarks/precisions.py",
+        f"    {content['command']}",
         "",
         'The same pair with `precision = "int8"` and in float32, each served by a tritonserver, in turns; medians of',
         "the rounds. Memory is the PSS of the server and its steps.",
@@ -174,23 +181,19 @@ def _markdown(rows: list[dict[str, object]], agreements: dict[str, Agreement]) -
         "| pair | batch | in flight | int8 / float32 | lowest to highest | images/s | p50 | memory |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
-        both = {
-            name: [float(str(row[f"{precision}_{name}"])) for precision in PRECISIONS]
-            for name in ("images_per_second", "p50_ms", "memory_mib")
-        }
-        lines.append(
-            "| {pair} | {batch} | {in_flight} | **{ratio:.2f}** | {lowest:.2f} to {highest:.2f} | ".format(**row)
-            + "{1:.1f}, {0:.1f} | ".format(*both["images_per_second"])
-            + "{1:.0f}, {0:.0f} ms | {3:.0f}, {2:.0f} MiB |".format(*both["p50_ms"], *both["memory_mib"])
-        )
+    lines += [
+        "| {pair} | {batch} | {in_flight} | **{ratio:.2f}** | {lowest:.2f} to {highest:.2f} "
+        "| {int8_images_per_second:.1f}, {fp32_images_per_second:.1f} | {int8_p50_ms:.0f}, {fp32_p50_ms:.0f} ms "
+        "| {int8_memory_mib:.0f}, {fp32_memory_mib:.0f} MiB |".format(**row)
+        for row in content["rows"]
+    ]
     lines += ["", "Two figures are int8's and float32's.", "", "Agreement on the demo's sample images:", ""]
-    for pair, found in agreements.items():
-        cosines = ", ".join(f"{encoder} {cosine:.6f}" for encoder, cosine in found.min_cosine.items())
+    for pair, found in content["agreement"].items():
+        cosines = ", ".join(f"{encoder} {cosine:.6f}" for encoder, cosine in found["min_cosine"].items())
+        right = found["right"] and "; right are {int8} in int8 and {fp32} in float32".format(**found["right"])
         lines.append(
-            f"- {pair}: lowest cosine {cosines}; the same class for {found.same_label} of {found.images} images"
-            + (f"; right are {found.right['int8']} in int8 and {found.right['fp32']} in float32" if found.right else "")
-            + "."
+            f"- {pair}: lowest cosine {cosines}; the same class for {found['same_label']} of {found['images']} images"
+            f"{right or ''}."
         )
     return "\n".join(lines) + "\n"
 

@@ -5,13 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import precisions
 import pytest
+import scaling_report
 from limit import Way, ways
 from peer_load import poisson
 from perf_analyzer import _steady
 from report import shares, tables, write_plots
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
+RENDERED = {"bench": tables, "precisions": precisions.report, "scaling": scaling_report.tables}
 
 
 def point(in_flight: int, images_per_second: float, rate: float = 0.0) -> dict[str, Any]:
@@ -84,11 +87,11 @@ def test_the_quick_search_for_the_limit_tries_some_of_all_ways() -> None:
     assert Way(1, 1, False, True, 4) in ways(quick=True)
 
 
-@pytest.mark.parametrize("name", ["bench"])
+@pytest.mark.parametrize("name", ["bench", "peers", "precisions", "scaling"])
 def test_the_committed_report_is_what_its_measurements_say(name: str) -> None:
     """The Markdown beside each JSON was not edited by hand."""
     content = json.loads((RESULTS / f"{name}.json").read_text())
     text = (RESULTS / f"{name}.md").read_text()
     assert content["command"] in text
-    if name == "bench":
-        assert text == tables(content) + "\n"
+    if name in RENDERED:
+        assert text.rstrip() == RENDERED[name](content).rstrip()
