@@ -15,8 +15,8 @@ SERVED_WAY = "ONNX Runtime"  # what Triton runs
 _HEAVY = {"Attention", "Conv", "Erf", "Gelu", "Gemm", "LayerNormalization", "MatMul", "RMSNormalization", "Softmax"}
 _INTRODUCTION = """# The pair on one graphics card
 
-Random weights of the true shapes, exported with `clipchoir-export`. Each runtime has one process for itself and
-computes batches that are on the card already; the processes take turns, and figures are medians of the rounds (lowest
+Random weights of the true shapes, exported with `clipchoir-export`. ONNX Runtime and PyTorch have a process each and
+compute batches that are on the card already; the processes take turns, and figures are medians of the rounds (lowest
 to highest in brackets). *Utilisation*: FLOPs per image, from the manifest, times images per second, as a share of the
 best matrix products that PyTorch does on the same card in the same precision, in the same minutes. The goal is 0.6.
 *Memory*: what the card had less of while the process was there. *Cosine*: the smallest one to PyTorch's embeddings of

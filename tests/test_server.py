@@ -206,9 +206,11 @@ def test_the_encoders_share_the_cores(tmp_path: Path, encoders: str, cores: int,
     assert thread_defaults(tmp_path, cores) == {"CLIPCHOIR_SESSION_THREADS": threads, "OPENBLAS_NUM_THREADS": "1"}
 
 
-def test_a_config_that_cannot_be_read_is_left_to_triton(tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"parameters [ {", b"\xff", None])
+def test_a_config_that_cannot_be_read_is_left_to_triton(tmp_path: Path, content: bytes | None) -> None:
     (tmp_path / "zero_shot").mkdir()
-    (tmp_path / "zero_shot" / "config.pbtxt").write_text("parameters [ {")
+    if content is not None:
+        (tmp_path / "zero_shot" / "config.pbtxt").write_bytes(content)
     assert thread_defaults(tmp_path, 4)["CLIPCHOIR_SESSION_THREADS"] == "4"
 
 

@@ -364,7 +364,7 @@ def thread_defaults(repository: Path, cores: int) -> dict[str, str]:
     the encoders run side by side.
     """
     config = model_config_pb2.ModelConfig()
-    with suppress(text_format.ParseError):  # Triton says it better
+    with suppress(text_format.ParseError, OSError, UnicodeDecodeError):  # Triton says it better
         text_format.Parse((repository / "zero_shot" / "config.pbtxt").read_text(), config)
     encoders = len(config.parameters["encoders"].string_value.split(","))
     return {"CLIPCHOIR_SESSION_THREADS": str(max(1, cores // encoders)), "OPENBLAS_NUM_THREADS": "1"}
