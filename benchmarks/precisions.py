@@ -21,7 +21,7 @@ import typer
 from bench import SMALL, machine
 from limit import draw
 from perf_analyzer import Load, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
-from repositories import BASE, DEMO, ROOT, build, build_base
+from repositories import DEMO, ROOT, build, build_base
 from rich.console import Console
 from variants import Run, measure, running, served
 
@@ -92,18 +92,17 @@ def main(
 
 def _built() -> dict[str, dict[str, Path]]:
     """By pair and precision."""
-    if not DEMO.is_dir():
-        raise ServerError(f"{DEMO.relative_to(ROOT)} is missing; build it with: make demo")
-    low = DEMO.with_name("demo-int8")
-    with tempfile.TemporaryDirectory(prefix="clipchoir-precisions-") as folder:
-        spec = Path(folder) / "demo-int8.toml"
-        shipped = (ROOT / "export" / "ensembles" / "demo.toml").read_text()
-        spec.write_text(shipped.replace("[[encoders]]", '[[encoders]]\nprecision = "int8"'))
-        build(spec, low)
-    base_low = BASE.with_name("base-random-int8")
-    build_base()
-    build_base(base_low, "int8")
-    return {"demo": {"fp32": DEMO, "int8": low}, "base": {"fp32": BASE, "int8": base_low}}
+    found: dict[str, dict[str, Path]] = {"demo": {}, "base": {}}
+    shipped = (ROOT / "export" / "ensembles" / "demo.toml").read_text()
+    for precision in PRECISIONS:
+        demo, base = (DEMO.with_name(f"{pair}-{precision}") for pair in found)
+        with tempfile.TemporaryDirectory(prefix="clipchoir-precisions-") as folder:
+            spec = Path(folder) / "demo.toml"
+            spec.write_text(shipped.replace("[[encoders]]", f'[[encoders]]\nprecision = "{precision}"'))
+            build(spec, demo)
+        build_base(base, precision)
+        found["demo"][precision], found["base"][precision] = demo, base
+    return found
 
 
 def _turns(

@@ -157,8 +157,8 @@ def _singles(content: Content) -> str:
 def _steps(content: Content) -> str:
     """Of the last measurement of each pair with most in flight."""
     lines = [
-        "Where the time goes, per request, with the largest batches and most requests in flight. The embedded backend",
-        "answers later: the compute time of an encoder is that until it takes the batch.",
+        "Where the time goes, per request, with the largest batches and most requests in flight. Steps answer later:",
+        "their compute time is that until they take the batch.",
         "",
         "| pair | step | queue | compute | mean batch |",
         "|---|---|---|---|---|",

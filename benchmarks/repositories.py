@@ -1,6 +1,5 @@
 """The repositories that the benchmarks serve, built by the real command."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,14 +15,12 @@ console = Console(highlight=False)
 
 
 def build_base(repository: Path = BASE, precision: str = "fp32") -> None:
-    """The repository of the ViT-B/16 shapes with random weights, always the same, unless it is there.
+    """The repository of the ViT-B/16 shapes with random weights, always the same; it is brought up to date.
 
     Raises:
         ServerError: it cannot be built.
     """
-    if repository.is_dir():
-        return
-    checkpoints = repository.with_name(f"{repository.name}-checkpoints")
+    checkpoints = BASE.with_name(f"{BASE.name}-checkpoints")
     checkpoints.mkdir(parents=True, exist_ok=True)
     spec = f'name = "{repository.name}"\nlabel_sets = ["scenes"]\n'
     for name, architecture in ARCHITECTURES.items():
@@ -34,9 +31,9 @@ def build_base(repository: Path = BASE, precision: str = "fp32") -> None:
             f'[[encoders]]\nname = "{name}"\nsource = "open_clip"\narchitecture = "{architecture}"\n'
             f'checkpoint = "{path.name}"\nprecision = "{precision}"\n'
         )
-    (checkpoints / "base.toml").write_text(spec)
-    build(checkpoints / "base.toml", repository)
-    shutil.rmtree(checkpoints)
+    path = checkpoints / f"{repository.name}.toml"
+    path.write_text(spec)
+    build(path, repository)
 
 
 def build(spec: Path, repository: Path) -> None:

@@ -8,8 +8,6 @@ environment:
 
     {"as it is": {}, "two instances": {"configs": {"metaclip": [["count: 1", "count: 2"]]}, "environment": {"A": "1"}}}
 
-and a variant that says "repository": PATH is one of that.
-
 All servers are up; who has no turn is stopped (SIGSTOP). They take turns, and ratios are to the first variant in the
 same round. Server and load share the cores.
 """
@@ -25,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from limit import draw
@@ -94,13 +92,13 @@ def _load(text: str) -> tuple[int, int]:
 
 
 @contextmanager
-def served(repository: Path, target: Path, variant: dict[str, Any]) -> Iterator[Triton]:
+def served(repository: Path, target: Path, variant: dict[str, dict]) -> Iterator[Triton]:
     """A stopped server on a copy of the repository; the large files are links.
 
     Raises:
         ValueError: what is to be replaced is not in the config.
     """
-    shutil.copytree(Path(variant.get("repository", repository)).resolve(), target, copy_function=link_or_copy)
+    shutil.copytree(repository.resolve(), target, copy_function=link_or_copy)
     for model, replacements in variant.get("configs", {}).items():
         config = target / model / "config.pbtxt"
         text = config.read_text()

@@ -1,6 +1,7 @@
 """Steps that answer later: in order, one pass at a time, and whatever happens to one of them."""
 
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -111,10 +112,38 @@ def test_a_pass_that_fails_answers_its_requests_and_the_next_goes_on(pb_utils: S
     assert log == ["step: ValueError: no such pixels"]
 
 
+def test_what_somebody_else_answers_is_left_to_them(pb_utils: SimpleNamespace, log: list[str]) -> None:
+    later = Later(pb_utils, "step", lambda requests: [None, requests[1].name])
+    theirs, ours = Request("theirs"), Request("ours")
+    later.take([theirs, ours])
+    later.close()
+    assert (theirs.answers, ours.answers, log) == ([], ["ours"], [])
+
+
+def test_every_request_needs_a_response(pb_utils: SimpleNamespace) -> None:
+    later = Later(pb_utils, "step", lambda requests: names(requests)[1:])
+    requests = [Request("a"), Request("b")]
+    later.take(requests)
+    later.close()
+    for request in requests:
+        assert request.answers == [("error", "step: RuntimeError: 1 responses for 2 requests")]
+
+
+def test_the_seconds_of_the_passes_are_counted(pb_utils: SimpleNamespace) -> None:
+    metric = Metric()
+    pb_utils.MetricFamily = type("Counting", (Family,), {"Metric": lambda self, labels: metric})
+    later = Later(pb_utils, "step", lambda requests: time.sleep(0.05) or names(requests))
+    for name in "ab":
+        later.take([Request(name)])
+    later.close()
+    assert 0.1 <= metric.value < 5
+
+
 def test_one_that_cannot_be_answered_leaves_the_others_alone(pb_utils: SimpleNamespace, log: list[str]) -> None:
     later = Later(pb_utils, "step", names)
     gone, beside = Request("gone", gone=True), Request("beside")
     later.take([gone, beside])
     later.close()
     assert beside.answers == ["beside"]
-    assert log == ["step: RuntimeError: cancelled"]
+    assert len(log) == 1
+    assert "a request stays unanswered until its client gives up (RuntimeError: cancelled)" in log[0]

@@ -1,7 +1,7 @@
 """An urgent request goes before those that wait."""
 
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 import tritonclient.grpc as grpcclient
@@ -27,8 +27,7 @@ def test_an_urgent_request_overtakes_those_that_wait(server: Triton) -> None:
 
     with ThreadPoolExecutor(REQUESTS + 1) as pool:
         sent = [pool.submit(send, f"bulk {number}", BULK) for number in range(REQUESTS)]
-        while not finished:
-            time.sleep(0.01)
+        next(as_completed(sent)).result()
         waiting = REQUESTS - len(finished)
         sent.append(pool.submit(send, "urgent", URGENT))
         for each in sent:

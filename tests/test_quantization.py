@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 import checkpoints
 from clipchoir_export import verification
 from clipchoir_export.errors import CheckpointError
-from clipchoir_export.onnx_weights import Weight
 from clipchoir_export.quantization import quantized
 from clipchoir_export.spec import Dialect
 from clipchoir_export.stored_tensors import StoredTensor
@@ -73,15 +72,14 @@ def test_all_products_of_tokens_with_weights_are_of_integers(tmp_path: Path, kin
 
 
 def test_columns_of_zeros_and_of_one_number() -> None:
-    columns, scales = quantized(stored(torch.tensor([[0.0, 3.0, -1e-3], [0.0, 3.0, 5e-4]])))
+    columns, scales = quantized("mlp", stored(torch.tensor([[0.0, 3.0, -1e-3], [0.0, 3.0, 5e-4]])))
     assert columns.read().tolist() == [[0, 127, -127], [0, 127, 64]]
     np.testing.assert_allclose(scales.read()[1:] * 127 * 127, [3.0, 1e-3], rtol=1e-6)
     assert torch.isfinite(scales.read()).all()
 
 
-def test_a_damaged_matrix_is_named() -> None:
-    _, scales = quantized(stored(torch.tensor([[1.0, float("inf")]])))
-    with pytest.raises(
-        CheckpointError, match=r"mlp\.scale holds values that are not finite; the checkpoint is damaged"
-    ):
-        Weight("mlp.scale", scales, torch.float32).raw()
+@pytest.mark.parametrize("damage", [float("inf"), float("nan")])
+def test_a_damaged_matrix_is_named(damage: float) -> None:
+    for each in quantized("mlp", stored(torch.tensor([[1.0, damage]]))):
+        with pytest.raises(CheckpointError, match=r"mlp holds values that are not finite; the checkpoint is damaged"):
+            each.read()

@@ -17,11 +17,12 @@ STEPS = ("preprocess", *ENCODERS, *TEXT_ENCODERS, "ensembling")
 Group = model_config_pb2.ModelInstanceGroup
 
 
-def configs(**serving: object) -> dict[str, model_config_pb2.ModelConfig]:
+def configs(precision: str = "fp16", **serving: object) -> dict[str, model_config_pb2.ModelConfig]:
     """Parsed configs of the real pair, by path without its ending."""
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     architectures = {name: Architecture(224, 1280, mean, std) for name in ENCODERS}
-    spec = SPEC.model_copy(update={"serving": ServingSpec.model_validate(serving)})
+    encoders = [encoder.model_copy(update={"precision": precision}) for encoder in SPEC.encoders]
+    spec = SPEC.model_copy(update={"serving": ServingSpec.model_validate(serving), "encoders": encoders})
     rendered = render_configs(spec, architectures, text_encoders=ENCODERS)
     return {
         str(path.with_suffix("")): text_format.Parse(text, model_config_pb2.ModelConfig())
@@ -132,3 +133,16 @@ def test_tensorrt_gets_one_profile_for_all_batch_sizes_with_cuda_behind_it() -> 
             "trt_engine_cache_path": "/var/cache/engines",
         }
     assert not [path for path in found if Path(path).parts[0] == "preprocess" and "configs" in path]
+
+
+def test_integers_are_computed_on_the_cpu_even_where_there_are_gpus() -> None:
+    found = configs("int8", gpus=[0, 1])
+    for encoder in ENCODERS:
+        for name in ("config", "configs/gpu"):
+            config = found[f"{encoder}/{name}"]
+            assert [group.kind for group in config.instance_group] == [Group.KIND_CPU]
+            assert config.parameters["session.x64quantprecision"].string_value == "1"
+            assert config.optimization.graph.level == 0
+        text = found[f"{encoder}_text/configs/gpu"]
+        assert [group.kind for group in text.instance_group] == [Group.KIND_GPU]
+        assert "session.x64quantprecision" not in text.parameters

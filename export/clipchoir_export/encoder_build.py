@@ -65,6 +65,10 @@ class BuildOptions:
     text_encoders: bool = False
     offline: bool = False
 
+    def links(self, spec: EncoderSpec) -> bool:
+        """Whether this encoder's weights may stay in the checkpoint. No checkpoint has the integers."""
+        return self.link_weights and spec.precision != "int8"
+
 
 @dataclass(frozen=True)
 class ModelVersion:
@@ -158,7 +162,7 @@ class EncoderBuild:
         size = architecture.image_size
         signature = Signature("pixels", (size, size, 3), torch.uint8)
         self._write_graph(
-            folder, module, self.encoder.image.weights, signature, self.spec.precision, self.options.link_weights
+            folder, module, self.encoder.image.weights, signature, self.spec.precision, self.options.links(self.spec)
         )
 
     def _write_text_encoder(self) -> Path:

@@ -91,7 +91,7 @@ def trace(
     assert program is not None  # noqa: S101  None is for the exporter's older way alone
     model = program.model
     _bind(model.graph, weights, constants, DTYPES[precision])
-    _transpose_weights(model.graph, keep_layout and precision != "int8")
+    _transpose_weights(model.graph, keep_layout)
     _simplify(model)
     _cast_bytes_first(model.graph)
     if precision == "int8":

@@ -27,8 +27,7 @@ class Weight(ir.LazyTensor):
         stored = self.stored.read()
         tensor = stored.to(self.target).contiguous()
         if not _is_finite(tensor):
-            if not _is_finite(stored):
-                raise CheckpointError(f"{self.name} holds values that are not finite; the checkpoint is damaged")
+            finite(str(self.name), stored)
             kind = str(self.target).removeprefix("torch.")
             raise CheckpointError(
                 f"{self.name} reaches {stored.abs().max():.3g}, which {kind} cannot hold; build with bf16 or fp32"
@@ -39,6 +38,17 @@ class Weight(ir.LazyTensor):
     def is_stored_as_it_is(self) -> bool:
         """Whether the checkpoint's own bytes can serve as the initializer."""
         return self.stored.slice is not None and self.stored.dtype == self.target
+
+
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """The tensor itself.
+
+    Raises:
+        CheckpointError: it holds values that are not finite.
+    """
+    if not _is_finite(tensor):
+        raise CheckpointError(f"{name} holds values that are not finite; the checkpoint is damaged")
+    return tensor
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -1,11 +1,12 @@
 """The ensembles that come with clipchoir, with what they cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipchoir_export import costs, encoders
-from clipchoir_export.onnx_graph import DTYPES
-from clipchoir_export.spec import load_ensemble, shipped_ensembles
+from clipchoir_export.spec import Precision, load_ensemble, shipped_ensembles
 
+_BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
 HEADINGS = ("ensemble", "encoder", "parameters", "weights", "per image", "ImageNet", "licence of the weights")
 
 
@@ -60,7 +61,7 @@ def presets() -> list[Preset]:
                     spec.name,
                     encoder.architecture or encoder.checkpoint,
                     parameters,
-                    parameters * DTYPES[encoder.precision].itemsize,
+                    parameters * _BYTES[encoder.precision],
                     encoder.precision,
                     costs.flops_per_image(tower, architecture.image_size),
                     encoder.imagenet_top1,

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from clipchoir_export.onnx_weights import Weight, weight_of
+from clipchoir_export.onnx_weights import Weight, finite, weight_of
 from clipchoir_export.stored_tensors import StoredTensor
 
 _LIMIT = 127  # of a rounded number, either way
@@ -30,7 +30,7 @@ def quantize_matrices(graph: ir.Graph) -> None:
         if tokens is None or tokens.shape is None or len(tokens.shape) != 3 or weight is None:
             continue
         low, scale = rounded.before(node, tokens)
-        columns, column_scales = quantized(weight.stored)
+        columns, column_scales = quantized(str(weight.name), weight.stored)
         integers = ir.node(
             "MatMulInteger",
             [low, _initializer(graph, f"{weight.name}.int8", columns), rounded.zero],
@@ -49,20 +49,26 @@ def quantize_matrices(graph: ir.Graph) -> None:
             del graph.initializers[matrix.name]
 
 
-def quantized(matrix: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
-    """A matrix (K, M) as int8 (K, M) and float32 scales (M,), which it is the product of but for rounding."""
+def quantized(name: str, matrix: StoredTensor) -> tuple[StoredTensor, StoredTensor]:
+    """A matrix (K, M) as int8 (K, M) and float32 scales (M,): what products are multiplied by, see `_Activations`.
+
+    Reading either raises a CheckpointError where the matrix, which it names, is damaged.
+    """
+
+    def read() -> Tensor:
+        return finite(name, matrix.read().float())
 
     def scales(columns: Tensor) -> Tensor:
         largest = columns.abs().amax(dim=0)
         return torch.where(largest == 0, 1.0, largest) / _LIMIT
 
     def whole() -> Tensor:
-        columns = matrix.read().float()
+        columns = read()
         return (columns / scales(columns)).round_().to(torch.int8)
 
     return (
         StoredTensor(matrix.shape, torch.int8, whole),
-        StoredTensor(matrix.shape[1:], torch.float32, lambda: scales(matrix.read().float()) / _LIMIT),
+        StoredTensor(matrix.shape[1:], torch.float32, lambda: scales(read()) / _LIMIT),
     )
 
 

@@ -59,7 +59,7 @@ def build_repository(
     _check_target(target)
     label_sets = [load_label_set(name, spec_path) for name in spec.label_sets]
     opened = {
-        each.name: encoders.open_encoder(each, spec_path, options.offline, fused_qkv=not options.link_weights)
+        each.name: encoders.open_encoder(each, spec_path, options.offline, fused_qkv=not options.links(each))
         for each in spec.encoders
     }
     architectures = {name: encoder.architecture for name, encoder in opened.items()}

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from clipchoir_ensembling_metrics import AD_HOC, Metrics
 from clipchoir_label_sets import EmbeddedLabelSet
-from clipchoir_later import Later
+from clipchoir_later import Later, unanswered
 from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
 from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
 from clipchoir_options import OptionError, Options
@@ -134,15 +134,15 @@ class TritonPythonModel:
         content = json.loads(query.as_numpy().flat[0])
         if "show" in content:
             options = self.defaults.changed_by({"label_set": content["show"]}, self.encoders)
-            return options, lambda found: _answer(found.description()), True
+            return options, lambda found: _as_json(found.description()), True
         if "inspect" in content:
             options = self.defaults.changed_by({"label_set_spec": content["inspect"]}, self.encoders)
             inspected = self.lookup.inspect(options.label_set, options.spec or b"")
-            return self.defaults, lambda _: _answer(inspected), True
+            return self.defaults, lambda _: _as_json(inspected), True
         if "check" in content:
             options = self.defaults.changed_by(content["check"], self.encoders)
-            return options, lambda _: _answer({}), False
-        return self.defaults, lambda _: _answer(self._listed()), True
+            return options, lambda _: _as_json({}), False
+        return self.defaults, lambda _: _as_json(self._listed()), True
 
     def _scored(self, request: Any, options: Options, label_set: EmbeddedLabelSet) -> Any:
         embeddings = {encoder: _needed(request, encoder) for encoder in self.encoders}  # (N, D) each
@@ -226,7 +226,7 @@ def _needed(request: Any, name: str) -> np.ndarray:
     return array
 
 
-def _answer(content: object) -> Any:
+def _as_json(content: object) -> Any:
     text = json.dumps(content, ensure_ascii=False)
     return pb_utils.InferenceResponse([pb_utils.Tensor("answer", np.array([[text]], np.object_))])
 
@@ -239,7 +239,10 @@ def _answered(request: Any, answer: Answer, found: Found) -> Any:
 
 
 def _send(sender: Any, response: Any) -> None:
-    sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:  # others wait for the same label set
+        pb_utils.Logger.log_error(unanswered("ensembling", error))
 
 
 def _failure(request: Any, error: Exception) -> Any:
@@ -249,7 +252,7 @@ def _failure(request: Any, error: Exception) -> Any:
         event = {"event": "request_failed", "step": "ensembling", "request_id": request.request_id()}
         pb_utils.Logger.log_error(json.dumps(event | {"error": f"{type(error).__name__}: {error}"}))
     if pb_utils.get_input_tensor_by_name(request, "query") is not None:
-        return _answer({"error": str(error), "code": code})
+        return _as_json({"error": str(error), "code": code})
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), getattr(pb_utils.TritonError, code)))
 
 

@@ -51,14 +51,25 @@ class Later:
                 continue
             try:
                 sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # nobody waits for it any more; the others' answers follow
-                self._pb_utils.Logger.log_warn(f"{self._step}: {type(error).__name__}: {error}")
+            except Exception as error:  # the others' answers follow; this one cannot be sent a second time
+                self._pb_utils.Logger.log_error(unanswered(self._step, error))
         self._seconds.increment(time.perf_counter() - start)
 
     def _responses(self, requests: Sequence[Any]) -> Sequence[Any]:
         try:
-            return self._answer(requests)
+            responses = self._answer(requests)
+            if len(responses) != len(requests):
+                raise RuntimeError(f"{len(responses)} responses for {len(requests)} requests")
+            return responses
         except Exception as error:
             message = f"{self._step}: {type(error).__name__}: {error}"
             self._pb_utils.Logger.log_error(message)
             return [self._pb_utils.InferenceResponse(error=self._pb_utils.TritonError(message)) for _ in requests]
+
+
+def unanswered(step: str, error: Exception) -> str:
+    """What the log says of a response that could not be sent."""
+    return (
+        f"{step}: a request stays unanswered until its client gives up ({type(error).__name__}: {error}); if shared memory "
+        "is full, give the server more (docker run --shm-size)"
+    )

@@ -45,16 +45,18 @@ class TritonPythonModel:
             pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
-        self.later = Later(pb_utils, self.name, self._answers)
+        # On GPUs, instances would look idle to Triton while they compute.
+        self.later = Later(pb_utils, self.name, self._answers) if self.parts is not None else None
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
             self._run(_zeros(config["input"], batch_size))
 
-    def execute(self, requests: list[Any]) -> list[None]:
-        return self.later.take(requests)
+    def execute(self, requests: list[Any]) -> list[Any]:
+        return self._answers(requests) if self.later is None else self.later.take(requests)
 
     def finalize(self) -> None:
-        self.later.close()
+        if self.later is not None:
+            self.later.close()
         if self.parts is not None:
             self.parts.shutdown()
 
