@@ -18,7 +18,8 @@ class ModelStatus:
         rows: that it has answered since the server was started.
         executions: batches in which it did.
         failures: requests that failed.
-        queue_ms, compute_ms: per request, mean since the server was started; NaN before the first.
+        queue_ms, compute_ms: per request, mean since the server was started; NaN before the first. A step that answers
+            later (see docs/metrics.md) computes until it takes the batch.
     """
 
     name: str
