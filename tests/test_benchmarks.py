@@ -1,6 +1,7 @@
 """What the benchmarks make of their measurements."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,11 @@ from perf_analyzer import _steady
 from report import shares, tables, write_plots
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
-RENDERED = {"bench": tables, "precisions": precisions.report, "scaling": scaling_report.tables}
+RENDERED: dict[str, Callable[[Any], str]] = {
+    "bench": tables,
+    "precisions": precisions.report,
+    "scaling": scaling_report.tables,
+}
 
 
 def point(in_flight: int, images_per_second: float, rate: float = 0.0) -> dict[str, Any]:

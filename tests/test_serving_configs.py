@@ -1,6 +1,7 @@
 """What `[serving]` of a spec makes of the configs: batching, queues, priorities, places."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from google.protobuf import text_format
@@ -17,7 +18,7 @@ STEPS = ("preprocess", *ENCODERS, *TEXT_ENCODERS, "ensembling")
 Group = model_config_pb2.ModelInstanceGroup
 
 
-def configs(precision: str = "fp16", **serving: object) -> dict[str, model_config_pb2.ModelConfig]:
+def configs(precision: str = "fp16", **serving: Any) -> dict[str, model_config_pb2.ModelConfig]:
     """Parsed configs of the real pair, by path without its ending."""
     mean, std = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
     architectures = {name: Architecture(224, 1280, mean, std) for name in ENCODERS}

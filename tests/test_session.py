@@ -16,7 +16,7 @@ CPU, CUDA, TENSORRT = "CPUExecutionProvider", "CUDAExecutionProvider", "Tensorrt
 EVERYTHING = (TENSORRT, CUDA, CPU)
 
 
-def as_triton_hands_it_over(path: str, **serving: object) -> dict[str, Any]:
+def as_triton_hands_it_over(path: str, **serving: Any) -> dict[str, Any]:
     """A rendered config in the JSON form that Python backends get."""
     return json_format.MessageToDict(configs(**serving)[path], preserving_proto_field_name=True)
 

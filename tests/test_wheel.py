@@ -18,7 +18,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel in it; the wheel's dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("wheel")
     # From a copy: a build in the tree would take leftovers of earlier builds into the wheel.
-    tree = shutil.copytree(ROOT, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "samples"))
+    tree = shutil.copytree(
+        ROOT, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "samples")
+    )
     build: list[str | Path] = [
         sys.executable,
         "-m",

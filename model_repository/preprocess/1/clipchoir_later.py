@@ -70,6 +70,6 @@ class Later:
 def unanswered(step: str, error: Exception) -> str:
     """What the log says of a response that could not be sent."""
     return (
-        f"{step}: a request stays unanswered until its client gives up ({type(error).__name__}: {error}); if shared memory "
-        "is full, give the server more (docker run --shm-size)"
+        f"{step}: a request stays unanswered until its client gives up ({type(error).__name__}: {error}); if shared "
+        "memory is full, give the server more (docker run --shm-size)"
     )
