@@ -142,8 +142,6 @@ def test_integers_are_computed_on_the_cpu_even_where_there_are_gpus() -> None:
         for name in ("config", "configs/gpu"):
             config = found[f"{encoder}/{name}"]
             assert [group.kind for group in config.instance_group] == [Group.KIND_CPU]
-            assert config.parameters["session.x64quantprecision"].string_value == "1"
             assert config.optimization.graph.level == 0
         text = found[f"{encoder}_text/configs/gpu"]
         assert [group.kind for group in text.instance_group] == [Group.KIND_GPU]
-        assert "session.x64quantprecision" not in text.parameters

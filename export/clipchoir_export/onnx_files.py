@@ -131,7 +131,6 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.enable_cpu_mem_arena = False  # it would keep the widened copy of every weight until the end
     options.add_session_config_entry("session.disable_prepacking", "1")
-    options.add_session_config_entry("session.x64quantprecision", "1")  # as int8 encoders are served
     return onnxruntime.InferenceSession(
         str(path), options, providers=["CPUExecutionProvider"], disabled_optimizers=["ConstantFolding"]
     )

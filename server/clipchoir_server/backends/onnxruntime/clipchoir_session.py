@@ -14,7 +14,7 @@ Options = dict[str, str]
 Provider = tuple[str, Options]
 
 _GRAPH_LEVELS = {-1: "ORT_ENABLE_BASIC", 0: "ORT_ENABLE_ALL", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
-_SESSION_ENTRIES = ("session.use_device_allocator_for_initializers", "session.x64quantprecision")
+_SESSION_ENTRIES = ("session.use_device_allocator_for_initializers",)
 # Every encoder has a process and a session of its own: threads that wait for work by spinning take the cores from the
 # other encoder.
 _NO_SPINNING = {"session.intra_op.allow_spinning": "0", "session.inter_op.allow_spinning": "0"}
