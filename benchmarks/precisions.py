@@ -61,6 +61,7 @@ def main(
     rows: list[dict[str, Any]] = []
     agreements: dict[str, Agreement] = {}
     try:
+        program = get()
         for pair, repositories in _built().items():
             with contextlib.ExitStack() as stack:
                 scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipchoir-precisions-")))
@@ -71,7 +72,7 @@ def main(
                 }
                 rounds = (QUICK if quick else ROUNDS)[pair]
                 for batch, in_flight in LOADS[pair]:
-                    runs = _turns(get(), servers, batch, in_flight, data, rounds, seconds)
+                    runs = _turns(program, servers, batch, in_flight, data, rounds, seconds)
                     rows.append(_row(pair, batch, in_flight, runs))
                     console.print(rows[-1])
                 agreements[pair] = _agreement(servers, trained=pair == "demo")

@@ -41,6 +41,18 @@ def plain_way(folder: Path, source: str, pixels: NDArray[np.uint8], sharpness: f
         return F.normalize(model.encode_image(batch), dim=-1).numpy()
 
 
+def cosines_to_the_plain_way(
+    session: onnxruntime.InferenceSession, folder: Path, source: str, sharpness: float
+) -> NDArray[np.float32]:
+    """Of a graph's embeddings, which have to be float32 and of length 1, for five images."""
+    pixels = verification.sample_images(5, 224)
+    (actual,) = session.run(["embedding"], {"pixels": pixels})
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-6)
+    cosines: NDArray[np.float32] = (actual * plain_way(folder, source, pixels, sharpness)).sum(axis=1)
+    return cosines
+
+
 def write_checkpoint(folder: Path, kind: str) -> tuple[str, Path]:
     """`kind` is a source, for EVA-CLIP with where it has its norms."""
     source, _, norm = kind.partition(" ")
@@ -88,12 +100,7 @@ def test_half_precision_stays_close_to_an_independent_forward_pass(tmp_path: Pat
     source, folder = write_checkpoint(tmp_path / "checkpoint", kind)
     spec = encoder_spec(folder, source)
     export_image_encoder(spec, tmp_path / "model", "fp16", dialect)
-    session = open_session(tmp_path / "model" / "model.onnx")
-    pixels = verification.sample_images(5, 224)
-    (actual,) = session.run(["embedding"], {"pixels": pixels})
-    assert actual.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(actual, axis=1), 1, atol=1e-6)
-    cosines = (actual * plain_way(folder, source, pixels, spec.sharpness)).sum(axis=1)
+    cosines = cosines_to_the_plain_way(open_session(tmp_path / "model" / "model.onnx"), folder, source, spec.sharpness)
     assert 0.99999 < cosines.min() < 0.99999999  # close, but not float32 under another name
 
 

@@ -73,8 +73,7 @@ def render_configs(
     for encoder in spec.encoders:
         context.update(encoder=encoder, architecture=architectures[encoder.name], precision=encoder.precision)
         template = load_template("encoder.pbtxt.j2")
-        gpus = () if encoder.precision == "int8" else serving.gpus_of(encoder.name)
-        configs |= _with_variant(encoder.name, template, context, gpus)
+        configs |= _with_variant(encoder.name, template, context, serving.gpus_of(encoder.name))
     precisions = {encoder.name: encoder.text_precision for encoder in spec.encoders}
     for name in text_encoders:
         context.update(model=text_model(name), architecture=architectures[name], precision=precisions[name])
@@ -85,8 +84,11 @@ def render_configs(
 
 def _with_variant(model: str, template: Template, context: Mapping[str, Any], gpus: Collection[int]) -> dict[Path, str]:
     """A model's config for any machine, and beside it the one that Triton takes with `--model-config-name=gpu`."""
+    anywhere = None
+    if context["precision"] == "int8":  # GPUs have no such products
+        anywhere = gpus = ()
     return {
-        Path(model) / "config.pbtxt": template.render(context, gpus=() if context["precision"] == "int8" else None),
+        Path(model) / "config.pbtxt": template.render(context, gpus=anywhere),
         Path(model) / "configs" / "gpu.pbtxt": template.render(context, gpus=gpus),
     }
 

@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils
 
 from clipchoir_ensembling_metrics import AD_HOC, Metrics
 from clipchoir_label_sets import EmbeddedLabelSet
-from clipchoir_later import Later, unanswered
+from clipchoir_later import Later, send
 from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
 from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
 from clipchoir_options import OptionError, Options
@@ -117,12 +117,12 @@ class TritonPythonModel:
 
         def receive(found: Found, error: Exception | None) -> None:
             response = _failure(request, error) if error else _answered(request, answer, found)
-            _send(sender, response)
+            send(pb_utils, "ensembling", sender, response)
 
         try:
             self.lookup.find_later(options.label_set, options.spec, receive, wait)
         except Exception as error:
-            _send(sender, _failure(request, error))
+            send(pb_utils, "ensembling", sender, _failure(request, error))
         return None
 
     def _understood(self, request: Any) -> tuple[Options, Answer, bool]:
@@ -236,13 +236,6 @@ def _answered(request: Any, answer: Answer, found: Found) -> Any:
         return answer(found)
     except Exception as error:
         return _failure(request, error)
-
-
-def _send(sender: Any, response: Any) -> None:
-    try:
-        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-    except Exception as error:  # others wait for the same label set
-        pb_utils.Logger.log_error(unanswered("ensembling", error))
 
 
 def _failure(request: Any, error: Exception) -> Any:

@@ -47,12 +47,8 @@ class Later:
     def _pass(self, requests: Sequence[Any], senders: Sequence[Any]) -> None:
         start = time.perf_counter()
         for sender, response in zip(senders, self._responses(requests), strict=True):
-            if response is None:
-                continue
-            try:
-                sender.send(response, flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-            except Exception as error:  # the others' answers follow; this one cannot be sent a second time
-                self._pb_utils.Logger.log_error(unanswered(self._step, error))
+            if response is not None:
+                send(self._pb_utils, self._step, sender, response)
         self._seconds.increment(time.perf_counter() - start)
 
     def _responses(self, requests: Sequence[Any]) -> Sequence[Any]:
@@ -67,9 +63,12 @@ class Later:
             return [self._pb_utils.InferenceResponse(error=self._pb_utils.TritonError(message)) for _ in requests]
 
 
-def unanswered(step: str, error: Exception) -> str:
-    """What the log says of a response that could not be sent."""
-    return (
-        f"{step}: a request stays unanswered until its client gives up ({type(error).__name__}: {error}); if shared "
-        "memory is full, give the server more (docker run --shm-size)"
-    )
+def send(pb_utils: Any, step: str, sender: Any, response: Any) -> None:
+    """Answer a request. What cannot be sent is logged, since others wait for theirs, and a second try is impossible."""
+    try:
+        sender.send(response, flags=pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    except Exception as error:
+        pb_utils.Logger.log_error(
+            f"{step}: a request stays unanswered until its client gives up ({type(error).__name__}: {error}); if "
+            "shared memory is full, give the server more (docker run --shm-size)"
+        )
