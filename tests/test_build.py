@@ -243,6 +243,29 @@ def test_an_interrupted_build_leaves_no_repository_and_goes_on_where_it_was(
     assert [path.name for path in target.parent.iterdir()] == ["repository"]
 
 
+def test_what_one_encoder_has_finished_survives_the_failure_of_another(tiny_spec: Path, target: Path) -> None:
+    second = tiny_spec.parent.parent / "second"
+    checkpoints.write_open_clip(second, seed=7)
+    sound = second.with_name("sound")
+    second.rename(sound)
+    checkpoints.write_open_clip(second, seed=7)
+    checkpoints.change(second / "open_clip_model.safetensors", "visual.proj", lambda tensor: tensor * float("nan"))
+    tiny_spec.write_text(
+        tiny_spec.read_text()
+        + '[[encoders]]\nname = "second"\nsource = "open_clip"\ncheckpoint = "../second"\nsharpness = 1.0\n'
+    )
+    options = BuildOptions(text_encoders=True)
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match="the checkpoint is damaged"):
+            build(tiny_spec, target, options)
+    written = (target.parent / STAGING / "tiny" / "model.onnx").stat()
+    second.rename(second.with_name("damaged"))
+    sound.rename(second)
+    assert {"tiny/1", "tiny_text/1", "second/1"} < set(build(tiny_spec, target, options))
+    assert (target / "tiny" / "1" / "model.onnx").stat().st_ino == written.st_ino
+    assert not list(target.rglob(".*"))
+
+
 def test_a_build_that_fails_early_leaves_nothing(
     tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ ENSEMBLING = "ensembling"
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"
 EVIDENCE = "verification.safetensors"
 _KEPT_EVIDENCE = 8  # images
-_WRITTEN = "written.json"
+_WRITTEN = ".written.json"
 _PROMPTS = "embeddings.safetensors"
 _VERIFICATION = "verification.json"
 _TOOLS = ("torch", "timm", "open_clip", "onnx", "onnx_ir", "onnxscript", "onnxruntime")
@@ -301,9 +301,7 @@ class EncoderBuild:
         return self._staged(name, manifest)
 
     def _manifest(self, folder: Path, precision: Precision, fingerprint: str) -> dict[str, Any]:
-        record = folder / _WRITTEN
-        written = Written(**json.loads(record.read_text(encoding="utf-8")))
-        record.unlink()
+        written = Written(**json.loads((folder / _WRITTEN).read_text(encoding="utf-8")))
         return {
             "name": folder.name,
             "source": self.spec.source,

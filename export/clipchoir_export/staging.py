@@ -67,9 +67,13 @@ class Staging:
         shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def hand_over(self, name: str, to: Path) -> None:
-        """Move the files of a step out of the staging folder, to a folder that does not exist yet."""
+        """Move a step's files out of the staging folder, to a folder that does not exist yet.
+
+        Hidden ones are the step's own, and go.
+        """
         folder = self.folder / name
-        (folder / _DONE).unlink()
+        for own in folder.glob(".*"):
+            own.unlink()
         folder.rename(to)
 
     def _remove_unfinished(self) -> None:
