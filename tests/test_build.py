@@ -19,6 +19,7 @@ from clipchoir_export import encoder_build
 from clipchoir_export.encoder_build import BuildOptions
 from clipchoir_export.ensembling_step import PromptTokenizer
 from clipchoir_export.errors import CheckpointError, RepositoryError, VerificationError
+from clipchoir_export.publishing import newest
 from clipchoir_export.repository import build_repository
 from clipchoir_export.served_modules import ServedImageEncoder
 from clipchoir_export.spec import load_ensemble
@@ -144,7 +145,43 @@ def test_an_encoder_and_an_ensembling_of_different_builds_do_not_load(tiny_spec:
     config.write_text(config.read_text().replace('"1=', '"2='))
     served = run("clipchoir-server", target, "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
     assert served.returncode != 0
-    assert "has no fingerprint of version 1" in served.stdout + served.stderr
+    assert "has no tiny_fingerprint of version 1" in served.stdout + served.stderr
+
+
+def test_half_a_rollback_does_not_load(tiny_spec: Path, target: Path) -> None:
+    build(tiny_spec, target)
+    checkpoints.write_open_clip(tiny_spec.parent.parent / "checkpoint", seed=7)
+    build(tiny_spec, target)
+    (target / "ensembling" / "2").rename(target.parent / "ensembling-2")
+    served = run("clipchoir-server", target, "--grpc-port", "0", "--http-port", "0", "--metrics-port", "0")
+    assert served.returncode != 0
+    assert "tiny/2 is of the checkpoint" in served.stdout + served.stderr
+    # Whoever names versions is trusted.
+    config = target / "tiny" / "config.pbtxt"
+    config.write_text(config.read_text() + "version_policy { specific { versions: [ 1 ] } }\n")
+    with serving(target, Address.choose()) as triton, grpcclient.InferenceServerClient(triton.address.grpc) as client:
+        assert client.is_model_ready("tiny", "1")
+        assert not client.is_model_ready("tiny", "2")
+
+
+def test_an_embeddings_identity_changes_with_all_that_it_depends_on(tiny_spec: Path, target: Path) -> None:
+    def identity() -> tuple[str, str]:
+        build(tiny_spec, target)
+        found = manifest(newest(target / "ensembling") or target)["encoders"]["tiny"]
+        assert f'={found["embedding_id"]}"' in (target / "ensembling" / "config.pbtxt").read_text()
+        return found["fingerprint"], found["embedding_id"]
+
+    first = identity()
+    spec = tiny_spec.read_text()
+    tiny_spec.write_text(spec + "weight = 2.0\n")
+    assert identity() == first
+    tiny_spec.write_text(spec.replace("sharpness = 2.0", "sharpness = 1.5"))
+    sharpened = identity()
+    tiny_spec.write_text(spec + 'precision = "fp16"\n')
+    rounded = identity()
+    assert {first[0]} == {sharpened[0], rounded[0]}
+    checkpoints.write_open_clip(tiny_spec.parent.parent / "checkpoint", seed=7)
+    assert len({first[1], sharpened[1], rounded[1], identity()[1]}) == 4
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
 from clipchoir_label_sets import EmbeddedLabelSet
 from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
@@ -235,6 +237,37 @@ def test_named_sets_appear_change_and_go_while_a_broken_file_takes_nothing_down(
     (place.named_folder / "scenes.safetensors").unlink()
     place.named.refresh()
     assert lookup.find("scenes") is not None  # what a request without a name gets must be there
+
+
+@pytest.mark.parametrize(("name", "value"), [("classes", "null"), ("prompts", "3"), ("fingerprints", "[1]")])
+def test_a_file_whose_words_are_of_another_kind_is_left_out(place: Place, name: str, value: str) -> None:
+    file = place.named_folder / "pets.safetensors"
+    embedded("cat", "dog").save(file)
+    with safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    save_file(load_file(file), file, metadata | {name: value})
+    place.lookup()
+    assert f"pets is left out: {file} is not a label set file" in place.log[0]
+
+
+def test_the_folder_is_watched_on_after_a_failure_to_look(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipchoir_lookup._WATCH", 0.01)
+    refresh = NamedLabelSets.refresh
+    looks = 0
+
+    def stale(named: NamedLabelSets) -> None:
+        nonlocal looks
+        looks += 1
+        if 2 <= looks < 5:
+            raise OSError(116, "Stale file handle")
+        refresh(named)
+
+    monkeypatch.setattr(NamedLabelSets, "refresh", stale)
+    lookup = place.lookup()
+    until(lambda: looks > 5)
+    assert place.log == ["label sets could not be looked through: OSError: [Errno 116] Stale file handle"]
+    embedded("cat", "dog").save(place.named_folder / "pets.safetensors")
+    until(lambda: lookup.find("pets"))
 
 
 def test_the_cache_folder_is_the_one_that_the_environment_names() -> None:

@@ -204,11 +204,35 @@ def test_stored_embeddings_are_scored_again_without_encoding(
     assert caught.value.status() == "StatusCode.INVALID_ARGUMENT"
 
 
+def test_stored_embeddings_without_numbers_have_an_error_and_no_label(triton: grpcclient.InferenceServerClient) -> None:
+    names = {"metaclip": np.nan, "evaclip": np.inf}
+    good = infer(triton, ROWS, [f"{name}_embedding" for name in names] + ["scores"])
+    inputs = []
+    for row, (name, value) in enumerate(names.items()):
+        embedding = good[f"{name}_embedding"].copy()
+        embedding[row, 5] = value
+        inputs.append(grpcclient.InferInput(name, list(embedding.shape), "FP32"))
+        inputs[-1].set_data_from_numpy(embedding)
+    # Nor does a weight of 0 let an embedding that is none pass.
+    answer = triton.infer("ensembling", inputs, parameters={"weights": "1,0"}, client_timeout=60)
+    assert answer.as_numpy("error").tolist() == [
+        [b"the embedding by metaclip is not finite"],
+        [b"the embedding by evaclip is not finite"],
+        [b""],
+    ]
+    assert answer.as_numpy("label")[:2].tolist() == [[b""], [b""]]
+    for name in ("score", "scores", "encoder_scores", "metaclip_embedding"):
+        values = answer.as_numpy(name)
+        assert np.isnan(values[:2]).all()
+        assert np.isfinite(values[2]).all()
+
+
 def test_the_label_sets_model_lists_and_shows(triton: grpcclient.InferenceServerClient, spec: Path) -> None:
     moods = spec.parent.parent / "label_sets" / "moods.toml"
     listed = ask_label_sets(triton, "")
     assert listed["default"] == "scenes"
     assert listed["label_sets"]["moods"] == {"classes": 3, "prompts": 8}
+    assert all(re.fullmatch("[0-9a-f]{16}", listed["embedding_ids"][name]) for name in ("metaclip", "evaclip"))
     shown = ask_label_sets(triton, "moods")
     assert shown["classes"] == ["a bright day", "night", "fog"]
     assert list(shown["prompts"].values()) == list(reference.prompts_by_class(moods).values())

@@ -12,6 +12,7 @@ from clipchoir_export.spec import EnsembleSpec
 from clipchoir_export.towers import Architecture
 
 UNBUILT = "unbuilt"
+_UNBUILT_ENCODER = {"fingerprint": UNBUILT, "embedding_id": UNBUILT}
 _TEMPLATES = Environment(
     loader=PackageLoader("clipchoir_export"),
     undefined=StrictUndefined,
@@ -25,16 +26,21 @@ class Identity:
     """Which build of the ensemble a repository is.
 
     Attributes:
-        fingerprints: of the encoders that each version of `ensembling` belongs to: by version, by encoder name.
+        encoders: that each version of `ensembling` belongs to, by version, by name: their `fingerprint`, of the
+            checkpoint, and their `embedding_id`, of all that an image's embedding depends on.
         version: of the repository as a whole.
     """
 
-    fingerprints: Mapping[str, Mapping[str, str]]
+    encoders: Mapping[str, Mapping[str, Mapping[str, str]]]
     version: str
 
-    def fingerprints_of(self, encoder: str) -> str:
+    def by_version(self, encoder: str, what: str) -> str:
         """As the config has it: `1=aaa,2=bbb`."""
-        return ",".join(f"{version}={each[encoder]}" for version, each in self.fingerprints.items() if encoder in each)
+        return ",".join(
+            f"{version}={each[encoder][what]}"
+            for version, each in self.encoders.items()
+            if what in each.get(encoder, {})
+        )
 
 
 def render_configs(
@@ -51,7 +57,7 @@ def render_configs(
         identity: of the build; None for a repository without weights.
         text_encoders: names of the encoders whose text towers are models of the repository, too.
     """
-    identity = identity or Identity({"1": dict.fromkeys(architectures, UNBUILT)}, UNBUILT)
+    identity = identity or Identity({"1": dict.fromkeys(architectures, _UNBUILT_ENCODER)}, UNBUILT)
     context: dict[str, Any] = {
         "spec": spec,
         "serving": spec.serving,

@@ -15,6 +15,7 @@ from clipchoir_export.encoder_build import (
     BuildOptions,
     BuiltEncoder,
     EncoderBuild,
+    ModelVersion,
     added_label_sets,
     build_tools,
     digest,
@@ -131,8 +132,9 @@ def _assemble(
     content = [spec.model_dump(mode="json", exclude={"serving"}), fingerprints, label_content, build_tools()]
     version, is_new = _ensembling_version(target, digest(content))
     known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
+    image_encoders = {name: encoder.models[0] for name, encoder in built.items()}
     identity = Identity(
-        {number: each for number, each in (known | {version: fingerprints}).items() if each}, digest(content)[:12]
+        known | {version: {name: _identity(model) for name, model in image_encoders.items()}}, digest(content)[:12]
     )
     with_text = [name for name, encoder in built.items() if len(encoder.models) > 1]
     for path, text in render_configs(spec, architectures, identity, with_text).items():
@@ -149,10 +151,7 @@ def _assemble(
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
         _write_label_sets(label_sets, built, folder)
         _keep_added_label_sets(newest(target / ENSEMBLING), folder, fingerprints)
-        models = {name: encoder.models[0] for name, encoder in built.items()}
-        encoder_list = {
-            name: {"version": model.version, "fingerprint": fingerprints[name]} for name, model in models.items()
-        }
+        encoder_list = {name: {"version": model.version, **_identity(model)} for name, model in image_encoders.items()}
         manifest = {"kind": ENSEMBLING, "encoders": encoder_list, "label_sets": list(spec.label_sets)}
         write_manifest(folder, {**manifest, "repository_version": identity.version, "key": digest(content)})
     for step in (PREPROCESS, LABEL_SETS):
@@ -172,9 +171,18 @@ def _ensembling_version(target: Path, key: str) -> tuple[str, bool]:
     return next_version(target / ENSEMBLING), True
 
 
-def _encoders_of(ensembling: Path) -> dict[str, str]:
-    """Fingerprints of the encoders that a version of `ensembling` belongs to."""
-    return {name: each["fingerprint"] for name, each in read_manifest(ensembling).get("encoders", {}).items()}
+def _encoders_of(ensembling: Path) -> Mapping[str, Mapping[str, str]]:
+    """What a version of `ensembling` says of the encoders that it belongs to."""
+    encoders_: Mapping[str, Mapping[str, str]] = read_manifest(ensembling).get("encoders", {})
+    return encoders_
+
+
+def _identity(image_encoder: ModelVersion) -> dict[str, str]:
+    """Which checkpoint an encoder is of, and which images it gives the same embeddings for."""
+    manifest = image_encoder.manifest
+    preprocessing, precision = manifest["preprocessing"], manifest["precision"]
+    embedding_id = digest([manifest["fingerprint"], preprocessing, precision])[:16]
+    return {"fingerprint": manifest["fingerprint"], "embedding_id": embedding_id}
 
 
 def _copy_sources(model: str, folder: Path) -> None:

@@ -104,12 +104,13 @@ class EmbeddedLabelSet:
                 embeddings=tensors,
                 fingerprints=json.loads(metadata["fingerprints"]),
             )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            known = dict(label_set.fingerprints)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise LabelSetFileError(f"{path} is not a label set file ({error}); build the repository again") from error
         if not label_set._is_whole(fingerprints):
             raise LabelSetFileError(f"{path}: its arrays do not fit together; build the repository again")
         for encoder, expected in fingerprints.items():
-            found = label_set.fingerprints.get(encoder)
+            found = known.get(encoder)
             if found != expected:
                 raise LabelSetFileError(
                     f"{path} was embedded by {encoder} {found}, this repository serves {encoder} {expected}; "

@@ -37,7 +37,7 @@ class NamedLabelSets:
         self._folder = folder
         self._fingerprints = fingerprints
         self._default = default
-        self._log = log
+        self.log = log
         self._seen: dict[str, tuple[int, int, int]] = {}  # by name: what its file looked like when it was last read
         self._lock = threading.Lock()
         self._by_name = {default: EmbeddedLabelSet.load(folder / f"{default}{_SUFFIX}", fingerprints)}
@@ -71,7 +71,7 @@ class NamedLabelSets:
             self._by_name[name] = EmbeddedLabelSet.load(path, self._fingerprints)
         except LabelSetFileError as error:
             kept = "; the one that was there before stays" if name in self._by_name else ""
-            self._log(f"label set {name} is left out: {error}{kept}")
+            self.log(f"label set {name} is left out: {error}{kept}")
 
 
 class AdHocLabelSets:

@@ -128,8 +128,16 @@ class Lookup:
         receive(None, None)
 
     def _watch(self) -> None:
+        said = ""
         while not self._closed.wait(_WATCH):
-            self._named.refresh()
+            try:
+                self._named.refresh()
+                said = ""
+            except Exception as error:  # whatever a file system has in store: the next look may succeed
+                problem = f"label sets could not be looked through: {type(error).__name__}: {error}"
+                if problem != said:
+                    self._named.log(problem)
+                said = problem
 
     def _search(self, key: str, search: _Search) -> None:
         try:

@@ -6,7 +6,7 @@ by the outputs that a request asks for. A request with the input `query` asks ab
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from clipchoir_label_sets import EmbeddedLabelSet
 from clipchoir_later import Later, send
 from clipchoir_library import AdHocLabelSets, NamedLabelSets, cache_folder
 from clipchoir_lookup import MEMORY, Found, Lookup, NoTextEncodersError, TooManyLabelSetsError, UnknownLabelSetError
+from clipchoir_neighbours import mismatch
 from clipchoir_options import OptionError, Options
 from clipchoir_prompts import LabelSetError, Limits, PromptTokenizer
 from clipchoir_scoring import Scores, score
@@ -44,7 +45,10 @@ class TritonPythonModel:
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
         self.encoders = parameters["encoders"].split(",")
-        fingerprints = {encoder: _fingerprint(parameters, encoder, args["model_version"]) for encoder in self.encoders}
+        fingerprints, self.embedding_ids = (
+            {encoder: _of_version(parameters, f"{encoder}_{what}", args["model_version"]) for encoder in self.encoders}
+            for what in ("fingerprint", "embedding_id")
+        )
         self.defaults = Options(
             label_set=parameters["default_label_set"],
             weights=tuple(float(weight) for weight in parameters["weights"].split(",")),
@@ -54,6 +58,8 @@ class TritonPythonModel:
         )
         self.metrics = Metrics(pb_utils)
         self.named = NamedLabelSets(folder / "label_sets", fingerprints, self.defaults.label_set, _warn)
+        if problem := mismatch(folder.parent.parent, fingerprints):
+            raise pb_utils.TritonModelException(problem)
         self.ad_hoc = AdHocLabelSets(
             fingerprints,
             cache_folder(os.environ),
@@ -149,6 +155,7 @@ class TritonPythonModel:
         errors = _input(request, "status")
         if errors is None:  # embeddings that were stored
             errors = np.full((len(embeddings[self.encoders[0]]), 1), b"", np.object_)
+        errors = _with_unusable(errors, embeddings)
         scores = self._score(list(embeddings.values()), label_set, options)
         classes = np.array(label_set.classes, np.object_)
         outputs = {
@@ -179,6 +186,7 @@ class TritonPythonModel:
         sets = {name: self.named.get(name) for name in self.named.names()}
         return {
             "default": self.defaults.label_set,
+            "embedding_ids": self.embedding_ids,
             "label_sets": {
                 name: {"classes": len(each.classes), "prompts": len(each.prompts)}
                 for name, each in sets.items()
@@ -204,12 +212,12 @@ def _encode(model: str, tokens: np.ndarray) -> np.ndarray:
     return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy()
 
 
-def _fingerprint(parameters: dict[str, str], encoder: str, version: str) -> str:
-    """Versions of this model share one config, which has `1=aaa,2=bbb` for the encoder that each belongs to."""
-    by_version = dict(part.split("=") for part in parameters[f"{encoder}_fingerprint"].split(","))
+def _of_version(parameters: dict[str, str], name: str, version: str) -> str:
+    """Versions of this model share one config, which has `1=aaa,2=bbb` for what differs."""
+    by_version = dict(part.split("=") for part in parameters[name].split(","))
     if version not in by_version:
         raise pb_utils.TritonModelException(
-            f"ensembling's config has no fingerprint of version {version} for {encoder}; build the repository again"
+            f"ensembling's config has no {name} of version {version}; build the repository again"
         )
     return by_version[version]
 
@@ -224,6 +232,16 @@ def _needed(request: Any, name: str) -> np.ndarray:
     if array is None:
         raise OptionError(f"the input {name} is missing")
     return array
+
+
+def _with_unusable(errors: np.ndarray, embeddings: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Why each row has no scores, (N, 1): also where an encoder overflowed, or what was stored is of a failed image."""
+    for encoder, rows in embeddings.items():
+        unusable = ~np.isfinite(rows).all(axis=1) & (errors[:, 0] == b"")  # (N,)
+        if unusable.any():
+            errors = errors.copy()
+            errors[unusable] = f"the embedding by {encoder} is not finite".encode()
+    return errors
 
 
 def _as_json(content: object) -> Any:
