@@ -3,7 +3,6 @@
 import io
 import os
 import re
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -21,6 +20,8 @@ from clipchoir_server.triton import Address, Triton, serving
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
+# The tests may be a background job, which ignores Ctrl-C. `preexec_fn` would fork beside gRPC's threads.
+HEEDING_CTRL_C = ("/usr/bin/env", "--default-signal=INT")
 SAMPLES = natsorted((ROOT / "demo" / "samples").rglob("*.jpg"))
 MOODS = """
 classes = ["a bright day", "night", "fog"]
@@ -35,11 +36,6 @@ def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(
         [BIN / command[0], *command[1:]], capture_output=True, text=True, timeout=240, check=False, **options
     )
-
-
-def heed_ctrl_c() -> None:
-    """In a new process, before its program starts: the tests may be a background job, which ignores it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
@@ -83,6 +79,14 @@ def triton(server: Triton) -> Iterator[grpcclient.InferenceServerClient]:
     """Plain tritonclient, as a user of another language would have."""
     with grpcclient.InferenceServerClient(server.address.grpc) as client:
         yield client
+
+
+@pytest.fixture(scope="module")
+def commands_find_the_server(server: Triton) -> Iterator[None]:
+    """`clipchoir` goes there, where it is told nothing else."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CLIPCHOIR_URL", server.address.grpc)
+        yield
 
 
 def infer(

@@ -1,6 +1,7 @@
 """A gRPC server that speaks Triton's protocol and fails as it is told: what is hard to provoke on a real one."""
 
 import contextlib
+import json
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,14 @@ def answer(request: Any, _: Any = None, *, rows: int | None = None, without: str
     return response
 
 
+def _about_label_sets(classes: tuple[str, ...]) -> Any:
+    content = {"classes": classes, "embedding_ids": dict.fromkeys(ENCODERS, "0123")}
+    response = service_pb2.ModelInferResponse(model_name="label_sets")
+    response.outputs.add(name="answer", datatype="BYTES", shape=[1])
+    response.raw_output_contents.append(_raw(np.array([json.dumps(content).encode()], np.object_)))
+    return response
+
+
 def _raw(array: np.ndarray) -> bytes:
     if array.dtype != np.object_:
         return array.tobytes()
@@ -80,12 +89,16 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
 
     Attributes:
         behave: answers a request.
+        version: of the repository that it says it has.
+        classes: of the label set that it says it has.
         requests: all that came.
         metadata: of each.
         in_flight, most_in_flight: requests at a time.
     """
 
     behave: Behaviour = answer
+    version: str = "one"
+    classes: tuple[str, ...] = CLASSES
     url: str = ""
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
@@ -96,11 +109,15 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002  gRPC's names
         config = model_config_pb2.ModelConfig(name=request.name, max_batch_size=64)
         config.parameters["encoders"].string_value = ",".join(ENCODERS)
+        config.parameters["default_label_set"].string_value = "letters"
+        config.parameters["repository_version"].string_value = self.version
         for encoder in ENCODERS:
             config.output.add(name=f"{encoder}_embedding", dims=[DIM])
         return service_pb2.ModelConfigResponse(config=config)
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if request.model_name == "label_sets":
+            return _about_label_sets(self.classes)
         with self._lock:
             self.requests.append(request)
             self.metadata.append(dict(context.invocation_metadata()))

@@ -3,8 +3,8 @@
 import json
 import signal
 import subprocess
+import sys
 import time
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,12 +19,13 @@ from clipchoir_export import encoder_build
 from clipchoir_export.encoder_build import BuildOptions
 from clipchoir_export.ensembling_step import PromptTokenizer
 from clipchoir_export.errors import CheckpointError, RepositoryError, VerificationError
+from clipchoir_export.inspection import inspect
 from clipchoir_export.publishing import newest
 from clipchoir_export.repository import build_repository
 from clipchoir_export.served_modules import ServedImageEncoder
 from clipchoir_export.spec import load_ensemble
 from clipchoir_server.triton import Address, serving
-from conftest import BIN, encoded, infer, noise, run
+from conftest import BIN, HEEDING_CTRL_C, encoded, infer, noise, run
 
 STAGING = ".repository.building"
 
@@ -130,13 +131,21 @@ def test_a_new_version_is_served_and_rolled_back_by_its_folder(tiny_spec: Path, 
 
     build(tiny_spec, target)
     first = embedding()
-    checkpoints.write_open_clip(tiny_spec.parent.parent / "checkpoint", seed=7)
+    checkpoint = tiny_spec.parent.parent / "checkpoint"
+    older = checkpoint.rename(checkpoint.with_name("older"))
+    checkpoints.write_open_clip(checkpoint, seed=7)
     assert build(tiny_spec, target) == ["ensembling/2", "tiny/2"]
     second = embedding()
     assert np.abs(first - second).max() > 0.01
     for model in ("ensembling", "tiny"):
         (target / model / "2").rename(target.parent / f"{model}-2")
     np.testing.assert_array_equal(embedding(), first)
+    (problem,) = inspect(target).problems
+    assert "after a roll-back, build the older ensemble again" in problem
+    checkpoint.rename(checkpoint.with_name("newer"))
+    older.rename(checkpoint)
+    assert build(tiny_spec, target) == []
+    assert inspect(target).problems == []
 
 
 def test_an_encoder_and_an_ensembling_of_different_builds_do_not_load(tiny_spec: Path, target: Path) -> None:
@@ -258,10 +267,12 @@ def test_a_folder_that_is_no_repository_is_left_alone(tiny_spec: Path) -> None:
 def test_an_interrupted_build_leaves_no_repository_and_goes_on_where_it_was(
     tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command: list[str | Path] = [f"{BIN}/clipchoir-export", "build", tiny_spec, "--repository", target]
-    # A shell's background jobs ignore SIGINT, and so would the child.
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
-    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=default) as process:
+    slow = (  # the step after the one that is looked for takes long
+        "import sys, time; from clipchoir_export import __main__, encoder_build; "
+        "encoder_build.EncoderBuild._embed = lambda *_: time.sleep(120); "
+        f"sys.argv[1:] = ['build', {str(tiny_spec)!r}, '--repository', {str(target)!r}]; __main__.main()"
+    )
+    with subprocess.Popen([*HEEDING_CTRL_C, sys.executable, "-c", slow], stderr=subprocess.PIPE) as process:
         deadline = time.monotonic() + 60
         while not (target.parent / STAGING / "tiny" / ".done").is_file():
             assert time.monotonic() < deadline

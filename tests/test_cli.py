@@ -1,17 +1,12 @@
 """The command line against a real server."""
 
-import contextlib
 import csv
 import io
 import json
 import os
-import signal
 import subprocess
 import tarfile
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet
@@ -19,63 +14,17 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from clipchoir import Client, ClipchoirError
+from clipchoir import Client
 from clipchoir.cli import app
 from clipchoir_server.triton import Triton
-from conftest import BIN, ROOT, SAMPLES, encoded, heed_ctrl_c, noise, run
-from fake_triton import answer, fake_triton
-from launcher import Launched, launched
+from command_line import pictures, rows, start
+from conftest import BIN, ROOT, SAMPLES, encoded, noise, run
+from fake_triton import fake_triton
 
 SCENES = ROOT / "demo" / "samples"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _url(server: Triton) -> Iterator[None]:
-    """Every command here goes to the tests' server."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CLIPCHOIR_URL", server.address.grpc)
-        yield
-
-
-@pytest.fixture(scope="module")
-def launcher(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Launched]:
-    """A server for tests that kill clients: Triton before 24.12 may die of that, and the launcher starts it again."""
-    with launched(repository, tmp_path_factory.mktemp("launched"), "--restarts", "100") as server:
-        yield server
-
-
-@pytest.fixture
-def own(launcher: Launched, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Client]:
-    """Commands go to that server; the fixture is a client of it, once it answers."""
-    monkeypatch.setenv("CLIPCHOIR_URL", launcher.grpc)
-
-    def answering() -> Client:
-        until = time.monotonic() + 60
-        while True:
-            client = Client(launcher.grpc)
-            try:
-                client.classify(SAMPLES[:1])
-            except ClipchoirError:
-                assert time.monotonic() < until
-                client.close()
-                time.sleep(0.5)
-            else:
-                return client
-
-    return answering
-
-
-def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def pictures(folder: Path, count: int) -> list[Path]:
-    """Small images, named so that the natural order is not the alphabetical one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / f"image{number}.png" for number in range(count)]
-    for number, path in enumerate(paths):
-        path.write_bytes(encoded(noise(number % 50, (64, 48))))
-    return paths
+pytestmark = pytest.mark.usefixtures("commands_find_the_server")
 
 
 def test_a_file_a_glob_a_list_and_a_folder_name_the_same_images(tmp_path: Path) -> None:
@@ -111,10 +60,15 @@ def test_tar_shards(tmp_path: Path) -> None:
     with Client(os.environ["CLIPCHOIR_URL"]) as client:
         expected = client.classify([encoded(noise(number)) for number in range(7)])
     assert [row["label"] for row in rows(out)] == [each.label for each in expected]
-    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
-    result = run("clipchoir", "classify", shard, "--json")
-    assert result.returncode == 1
-    assert "train-000.tar is not a whole tar file" in result.stderr
+    whole = shard.read_bytes()
+    header = whole.index(b"000005.png")
+    damaged = whole[:header] + b"\xff" * 512 + whole[header + 512 :]
+    for content in (whole[: len(whole) // 2], whole[:header], damaged):
+        shard.write_bytes(content)
+        result = run("clipchoir", "classify", shard, "--json")
+        assert result.returncode == 1
+        assert "train-000.tar is not a whole tar file" in result.stderr
+    assert "a damaged header, or no end (after 000005.cls)" in result.stderr
 
 
 def test_own_classes_a_file_and_a_name_as_label_sets(tmp_path: Path) -> None:
@@ -190,40 +144,6 @@ def test_every_format_holds_the_same(tmp_path: Path) -> None:
     assert not [path for path in tmp_path.iterdir() if "partial" in path.name or "tmp" in path.name]
 
 
-def test_results_are_not_lost_by_chance(tmp_path: Path) -> None:
-    pictures(tmp_path / "some", 3)
-    out = tmp_path / "out.jsonl"
-    command: list[str | Path] = ["clipchoir", "classify", tmp_path / "some", "--out", out]
-    assert run(*command).returncode == 0
-    before = out.read_bytes()
-    again = run(*command)
-    assert again.returncode == 1
-    assert "exists; --overwrite replaces it" in again.stderr
-    resumed = run(*command, "--resume")
-    assert resumed.returncode == 0
-    assert "is complete" in resumed.stderr
-    assert out.read_bytes() == before
-    out.write_text("other")
-    assert run(*command, "--overwrite").returncode == 0
-    assert out.read_bytes() == before
-
-
-def test_an_interrupted_overwrite_is_gone_on_with_and_replaces_in_the_end(tmp_path: Path) -> None:
-    pictures(tmp_path / "some", 3)
-    out = tmp_path / "out.jsonl"
-    command: list[str | Path] = ["clipchoir", "classify", tmp_path / "some", "--out", out]
-    assert run(*command).returncode == 0
-    before = rows(out)
-    service = json.loads(run("clipchoir", "status", "--json").stdout)[0]["service"]
-    first = run("clipchoir", "classify", tmp_path / "some", "--json", "--weights", "1,0").stdout.splitlines()[0]
-    settings = {"repository": service["version"], "label_set": "scenes", "weights": "1.0,0.0"}
-    (tmp_path / "out.jsonl.partial").write_text(first + "\n")
-    (tmp_path / "out.jsonl.partial.settings").write_text(json.dumps(settings, sort_keys=True))
-    resumed = run(*command, "--weights", "1,0", "--resume")
-    assert resumed.returncode == 0, resumed.stderr
-    assert [row["scores"] for row in rows(out)] == [row["encoder_scores"]["metaclip"] for row in before]
-
-
 def test_a_server_that_is_away_changes_nothing(tmp_path: Path) -> None:
     pictures(tmp_path / "some", 3)
     (tmp_path / "out.jsonl.partial").write_text("rows of an interrupted run")
@@ -256,110 +176,11 @@ def test_file_names_that_are_no_utf_8(tmp_path: Path) -> None:
     assert b"caf?.png" in listed.stdout
 
 
-def test_an_interrupted_conversion_of_embeddings_is_finished(tmp_path: Path) -> None:
-    pictures(tmp_path / "some", 5)
-    assert run("clipchoir", "embed", tmp_path / "some", "--out", tmp_path / "x.parquet.rows").returncode == 0
-    out = tmp_path / "x.parquet"
-    assert "exists" in run("clipchoir", "embed", tmp_path / "some", "--out", out).stderr
-    assert run("clipchoir", "embed", tmp_path / "some", "--out", out, "--resume").returncode == 0
-    assert pyarrow.parquet.read_table(out).num_rows == 5
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["some", "x.parquet"]
-
-
-def test_a_store_that_was_killed_before_it_got_its_name_is_whole(tmp_path: Path) -> None:
-    pictures(tmp_path / "some", 5)
-    out = tmp_path / "x"
-    command: list[str | Path] = ["clipchoir", "embed", tmp_path / "some", "--out", out]
-    assert run(*command).returncode == 0
-    before = np.load(out / "evaclip.npy")
-    out.rename(tmp_path / "x.partial")
-    assert run(*command, "--resume").returncode == 0
-    np.testing.assert_array_equal(np.load(out / "evaclip.npy"), before)
-    assert run(*command, "--overwrite").returncode == 0
-    assert not (tmp_path / "x.old").exists()
-
-
 def test_a_reader_that_has_seen_enough() -> None:
     command = f"{BIN / 'clipchoir'} classify {SCENES} --json --batch-size 1 | head -1"
     result = subprocess.run(["/bin/bash", "-c", command], capture_output=True, text=True, timeout=60, check=True)
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr == ""
-
-
-def start(*command: str | Path) -> "subprocess.Popen[str]":
-    pipe = subprocess.PIPE
-    words = [BIN / command[0], *command[1:]]
-    return subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c)
-
-
-def wait_for_rows(partial: Path, count: int) -> None:
-    until = time.monotonic() + 60
-    while not (partial.exists() and partial.read_bytes().count(b"\n") >= count):
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_run_is_gone_on_with(own: Callable[[], Client], tmp_path: Path, how: signal.Signals) -> None:
-    paths = pictures(tmp_path / "some", 250)
-    (tmp_path / "some" / "image200.png").write_bytes(b"broken")
-    (tmp_path / "some" / "image3.png").write_bytes(b"broken")
-    out, partial, failures = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial", tmp_path / "failures.jsonl"
-    command: list[str | Path] = [
-        "clipchoir",
-        "classify",
-        tmp_path / "some",
-        "--out",
-        out,
-        "--errors",
-        failures,
-        "--batch-size",
-        "4",
-    ]
-    process = start(*command)
-    wait_for_rows(partial, 40)
-    process.send_signal(how)
-    _, stderr = process.communicate(timeout=30)
-    if how == signal.SIGINT:
-        assert process.returncode == 130
-        assert "--resume" in stderr
-        assert "Traceback" not in stderr
-    assert not out.exists()
-    with partial.open("ab") as file:
-        file.write(b'{"source": "half a r')
-    client = own()
-    refused = run(*command)
-    assert refused.returncode == 1
-    assert "--resume goes on with it" in refused.stderr
-    other = run(*command, "--resume", "--weights", "1,0")
-    assert other.returncode == 1
-    assert "were made with" in other.stderr
-    resumed = run(*command, "--resume")
-    assert resumed.returncode == 3, resumed.stderr
-    assert [row["source"] for row in rows(out)] == [str(path) for path in paths]
-    with client:
-        expected = client.classify(paths)
-    assert [row.get("label", "") for row in rows(out)] == [each.label for each in expected]
-    assert [Path(row["source"]).name for row in rows(failures)] == ["image3.png", "image200.png"]
-    assert not partial.exists()
-
-
-def test_a_run_on_other_images_is_not_gone_on_with(own: Callable[[], Client], tmp_path: Path) -> None:
-    paths = pictures(tmp_path / "some", 200)
-    out = tmp_path / "out.csv"
-    process = start("clipchoir", "classify", tmp_path / "some", "--out", out, "--batch-size", "2")
-    wait_for_rows(tmp_path / "out.csv.partial", 16)
-    process.kill()
-    process.communicate()
-    own().close()
-    paths[3].unlink()
-    result = run("clipchoir", "classify", tmp_path / "some", "--out", out, "--resume")
-    assert result.returncode == 1
-    assert "row 4 of" in result.stderr
-    assert "image3.png, but the image in its place is now" in result.stderr
-    paths[3].write_bytes(encoded(noise(3, (64, 48))))
-    assert run("clipchoir", "classify", tmp_path / "some", "--out", out, "--resume").returncode == 0
-    assert len(out.read_text().splitlines()) == 201
 
 
 def test_progress_on_a_terminal_and_silence_in_a_pipe(tmp_path: Path) -> None:
@@ -372,46 +193,6 @@ def test_progress_on_a_terminal_and_silence_in_a_pipe(tmp_path: Path) -> None:
     )
     assert "classifying" in shown.stderr
     assert "/40" in shown.stderr
-
-
-def test_embed_writes_arrays_and_resumes(own: Callable[[], Client], tmp_path: Path) -> None:
-    paths = pictures(tmp_path / "some", 200)
-    paths[5].write_bytes(b"broken")
-    out = tmp_path / "embeddings"
-    command: list[str | Path] = ["clipchoir", "embed", tmp_path / "some", "--out", out, "--batch-size", "4"]
-    process = start(*command)
-    wait_for_rows(tmp_path / "embeddings.partial" / "rows.jsonl", 1)
-    process.kill()
-    process.communicate()
-    client = own()
-    assert not out.exists()
-    assert "--resume goes on with it" in run(*command).stderr
-    result = run(*command, "--resume", "--json")
-    assert result.returncode == 3, result.stderr
-    assert json.loads(result.stdout) == {
-        "out": str(out),
-        "images": 200,
-        "failed": 1,
-        "dims": {"metaclip": 64, "evaclip": 96},
-    }
-    named = rows(out / "rows.jsonl")
-    assert [row["source"] for row in named] == [str(path) for path in paths]
-    assert [number for number, row in enumerate(named) if "error" in row] == [5]
-    with client:
-        expected = list(client.embed(paths))
-    for encoder in ("metaclip", "evaclip"):
-        values = np.load(out / f"{encoder}.npy")
-        assert values.dtype == np.float32
-        assert np.isnan(values[5]).all()
-        for number in (0, 4, 6, 199):
-            np.testing.assert_allclose(values[number], expected[number].embedding[encoder], atol=1e-5)
-    parquet = tmp_path / "embeddings.parquet"
-    assert run("clipchoir", "embed", *paths[:10], "--out", parquet).returncode == 3
-    table = pyarrow.parquet.read_table(parquet).to_pylist()
-    np.testing.assert_allclose(table[9]["evaclip"], expected[9].embedding["evaclip"], atol=1e-5)
-    assert table[5]["evaclip"] is None
-    assert table[5]["error"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["embeddings", "embeddings.parquet", "some"]
 
 
 def test_evaluate_sweeps_stored_embeddings(tmp_path: Path) -> None:
@@ -542,8 +323,9 @@ def test_status_and_top(server: Triton) -> None:
         "clipchoir", "top", "--metrics-url", f"http://{server.address.metrics}/metrics", "--json",
         "--interval", "2", "--count", "1",
     )  # fmt: skip
-    time.sleep(1)
-    run("clipchoir", "classify", SCENES)
+    with Client(server.address.grpc) as client:
+        while watch.poll() is None:  # whenever it looks, there is something to see
+            client.classify(SAMPLES)
     stdout, stderr = watch.communicate(timeout=30)
     (look,) = [json.loads(line) for line in stdout.splitlines()]
     assert look["images_per_second"] > 5, stderr
@@ -580,40 +362,6 @@ def test_token_and_headers_are_sent(tmp_path: Path) -> None:
         assert result.returncode == 0, result.stderr
         assert fake.metadata[0]["authorization"] == "Bearer secret"
         assert fake.metadata[0]["x-team"] == "a: b"
-
-
-def test_a_server_that_stays_away_ends_a_run_that_can_be_gone_on_with(tmp_path: Path) -> None:
-    paths = pictures(tmp_path / "some", 60)
-    out = tmp_path / "out.jsonl"
-    command: list[str | Path] = [
-        "clipchoir",
-        "classify",
-        tmp_path / "some",
-        "--out",
-        out,
-        "--batch-size",
-        "2",
-        "--patience",
-        "0.5",
-    ]
-    served = 0
-
-    def dies(request: Any, context: Any) -> Any:
-        nonlocal served
-        served += 1
-        if served > 8:
-            context.abort(14, "Socket closed")  # never reached: grpc wants its own enumeration
-        return answer(request)
-
-    with contextlib.suppress(AssertionError), fake_triton(dies) as fake:
-        first = run(*command, "--url", fake.url)
-    assert first.returncode in (1, 4)
-    assert "Traceback" not in first.stderr
-    partial = tmp_path / "out.jsonl.partial"
-    assert 0 < len(rows(partial)) < 60
-    with fake_triton() as fake:
-        assert run(*command, "--url", fake.url, "--resume").returncode == 0
-    assert [row["source"] for row in rows(out)] == [str(path) for path in paths]
 
 
 @pytest.mark.parametrize(

@@ -189,12 +189,13 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
             Client(f"127.0.0.1:{silent.getsockname()[1]}", timeout=2) as client,
         ):
             client.classify([b"x"] * 20, batch_size=1)
-        assert time.monotonic() - start < 5
+        assert time.monotonic() - start < 15
 
 
 def test_requests_in_flight_are_answered_before_the_connection_closes(
     server: Triton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("clipchoir._client._LAST_ANSWERS", 30.0)
     events = []
     with Client(server.address.grpc) as client:
         (connection,) = client._engine.endpoints.connections

@@ -61,11 +61,11 @@ def test_each_status_is_a_typed_error_and_only_what_may_pass_is_tried_again(
         with pytest.raises(kind) as error:
             client.classify([picture(0)])
         assert type(error.value) is kind
-        assert time.monotonic() - start < 6
+        assert time.monotonic() - start < 30
         if requests:
             assert len(server.requests) == requests
         else:
-            assert len(server.requests) > 2
+            assert len(server.requests) > 1
 
 
 def test_without_patience_nothing_is_tried_again() -> None:
@@ -128,13 +128,16 @@ def test_a_slow_answer_is_a_time_out() -> None:
 
 
 def test_a_request_that_timed_out_is_tried_again_even_if_that_took_all_the_patience() -> None:
+    over = threading.Event()
+
     def slow_at_first(request: Any, _: Any) -> Any:
         if len(server.requests) < 3:
-            time.sleep(1)
+            over.wait(30)
         return answer(request)
 
-    with fake_triton(slow_at_first) as server, Client(server.url, timeout=0.4, patience=0.1) as client:
+    with fake_triton(slow_at_first) as server, Client(server.url, timeout=2, patience=0.1) as client:
         assert client.classify([picture(1)])[0].label == "b"
+        over.set()
 
 
 @pytest.mark.parametrize(
@@ -186,6 +189,18 @@ def test_other_servers_take_over() -> None:
     with half_closed() as broken, fake_triton() as server, Client([broken, server.url], timeout=5) as client:
         results = client.classify([picture(number) for number in range(50)], batch_size=2)
         assert [result.label for result in results] == labels(50)
+
+
+def test_a_server_that_fails_at_once_does_not_draw_all_requests() -> None:
+    def slow(request: Any, _: Any) -> Any:
+        time.sleep(0.02)
+        return answer(request)
+
+    broken = fails_with(Code.INTERNAL, "its stub process has died")
+    with fake_triton(broken) as failing, fake_triton(slow) as good, Client([failing.url, good.url]) as client:
+        results = client.classify([picture(number) for number in range(100)], batch_size=1)
+    assert [result.label for result in results] == labels(100)
+    assert len(good.requests) == 100
 
 
 def test_servers_share_the_work_and_one_that_comes_back_is_used_again() -> None:
@@ -276,7 +291,18 @@ def test_results_come_in_order_or_as_they_are_ready() -> None:
     pictures = [picture(number) for number in range(40)]
     with fake_triton(slow_first) as server, Client(server.url) as client:
         assert [result.index for result in client.stream(pictures, batch_size=2)] == list(range(40))
-        loose = list(client.stream(pictures, batch_size=2, ordered=False))
+    others_came = threading.Event()
+
+    def first_waits(request: Any, _: Any) -> Any:
+        if images_of(request)[0] == picture(0):
+            assert others_came.wait(30)
+        return answer(request)
+
+    with fake_triton(first_waits) as server, Client(server.url) as client:
+        stream = client.stream(pictures, batch_size=2, ordered=False)
+        loose = [next(stream)]
+        others_came.set()
+        loose += stream
     assert sorted(result.index for result in loose) == list(range(40))
     assert loose[0].index != 0
     assert {result.index: result.label for result in loose} == dict(enumerate(labels(40)))
@@ -329,7 +355,7 @@ def test_closing_wakes_whoever_waits_for_a_server() -> None:
         start = time.monotonic()
         with pytest.raises(clipchoir.ClipchoirError):
             client.classify([picture(number) for number in range(30)], batch_size=1)
-        assert time.monotonic() - start < 4
+        assert time.monotonic() - start < 30
 
 
 @pytest.fixture(scope="module")

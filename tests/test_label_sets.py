@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +41,15 @@ def as_file(spec: str, folder: Path) -> Path:
 
 def executions(server: Triton, model: str) -> float:
     return metrics(server.address.metrics, FAMILIES)[f'nv_inference_exec_count{{model="{model}",version="1"}}']
+
+
+def settled(server: Triton, models: list[str]) -> list[float]:
+    """Executions of each, once no more are coming: Triton counts a batch after its answer."""
+    before: list[float] = []
+    while (now := [executions(server, model) for model in models]) != before:
+        before = now
+        time.sleep(0.5)
+    return now
 
 
 def ask_label_sets(triton: grpcclient.InferenceServerClient, name: str) -> dict[str, Any]:
@@ -120,28 +128,23 @@ def test_known_unknown_and_new_sets_from_many_clients_at_once(server: Triton) ->
 
 
 def test_a_new_large_set_holds_up_nobody_else(triton: grpcclient.InferenceServerClient) -> None:
-    spec = label_set(*(f"kind of thing {number}" for number in range(750)))
-    done = threading.Event()
+    def answered_meanwhile(kind: str) -> int:
+        spec = label_set(*(f"{kind} of thing {number}" for number in range(750)))
+        with ThreadPoolExecutor(1) as thread:
+            cold = thread.submit(infer, triton, ROWS[:1], ["scores"], label_set_spec=spec)
+            warm = 0
+            while not cold.done():
+                infer(triton, ROWS[:1], ["scores"])
+                warm += not cold.done()
+            assert cold.result()["scores"].shape == (1, 750)
+        return warm
 
-    def send() -> np.ndarray:
-        try:
-            return infer(triton, ROWS[:1], ["scores"], label_set_spec=spec)["scores"]
-        finally:
-            done.set()
-
-    with ThreadPoolExecutor(1) as thread:
-        cold = thread.submit(send)
-        time.sleep(0.2)
-        warm = 0
-        while not done.is_set():
-            infer(triton, ROWS[:1], ["scores"])
-            warm += 1
-        assert warm >= 5  # the first ones were answered long before it
-        assert cold.result().shape == (1, 750)
+    # One more may be under way when it comes, and the machine may keep the test from its work, but not every time.
+    assert any(answered_meanwhile(kind) >= 5 for kind in ("one", "another", "a third"))
 
 
 def test_a_bad_label_set_costs_no_encoder_pass(triton: grpcclient.InferenceServerClient, server: Triton) -> None:
-    before = [executions(server, model) for model in ("metaclip", "evaclip")]
+    before = settled(server, ["metaclip", "evaclip"])
     for parameters, status, message in (
         ({"label_set": "pets"}, "NOT_FOUND", "which has: moods, scenes"),
         ({"label_set": "0" * 64}, "NOT_FOUND", "sent once as label_set_spec"),
@@ -156,7 +159,7 @@ def test_a_bad_label_set_costs_no_encoder_pass(triton: grpcclient.InferenceServe
             infer(triton, ROWS, ["label"], **parameters)
         assert caught.value.status() == f"StatusCode.{status}"
         assert message in caught.value.message()
-    assert [executions(server, model) for model in ("metaclip", "evaclip")] == before
+    assert settled(server, ["metaclip", "evaclip"]) == before
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (0.2, 0.8)])
@@ -187,7 +190,7 @@ def test_stored_embeddings_are_scored_again_without_encoding(
 ) -> None:
     encoders = ["metaclip", "evaclip"]
     stored = infer(triton, ROWS, [f"{name}_embedding" for name in encoders])
-    before = [executions(server, model) for model in encoders]
+    before = settled(server, encoders)
     inputs = []
     for name in encoders:
         embedding = stored[f"{name}_embedding"]
@@ -195,7 +198,7 @@ def test_stored_embeddings_are_scored_again_without_encoding(
         inputs[-1].set_data_from_numpy(embedding)
     options = {"weights": "0.3,0.7", "drop_below": "0.002", "label_set": "moods"}
     answer = triton.infer("ensembling", inputs, parameters=options, client_timeout=60)
-    assert [executions(server, model) for model in encoders] == before
+    assert settled(server, encoders) == before
     expected = infer(triton, ROWS, OUTPUTS, **options)
     np.testing.assert_allclose(answer.as_numpy("scores"), expected["scores"], atol=1e-5)
     assert answer.as_numpy("label").tolist() == expected["label"].tolist()

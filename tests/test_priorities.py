@@ -33,5 +33,5 @@ def test_an_urgent_request_overtakes_those_that_wait(server: Triton) -> None:
         for each in sent:
             each.result()
     overtaken = sum(moment > finished["urgent"] for moment in finished.values())
-    assert waiting >= REQUESTS / 2
+    assert waiting >= 8
     assert overtaken >= waiting / 2  # two batches are in hand at each step

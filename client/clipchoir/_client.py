@@ -94,6 +94,11 @@ class Client:
         """
         return self._engine.service()
 
+    def services(self) -> dict[str, Service]:
+        """What each server says of itself now, by URL. One that does not answer is left out."""
+        self._check_open()
+        return self._engine.services()
+
     @property
     def encoders(self) -> tuple[str, ...]:
         """Names of the encoders, in the order of `weights`. Raises as `service` does."""
@@ -173,7 +178,10 @@ class Client:
         return self._pipeline.results(work, batches_)
 
     def label_sets(self) -> dict[str, Any]:
-        """The named sets of the server: `{"default": name, "label_sets": {name: {"classes": C, "prompts": P}}}`."""
+        """The named sets of the server: `{"default": name, "label_sets": {name: {"classes": C, "prompts": P}}}`.
+
+        And `"embedding_ids": {encoder: id}`: embeddings of images are comparable where these are the same.
+        """
         return self._about_label_sets("")
 
     def label_set(self, label_set: str | LabelSet) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from clipchoir._connection import Access, Connection
-from clipchoir.errors import ClientClosedError, OverloadedError, TimedOutError, UnreachableError
+from clipchoir.errors import ClientClosedError, OverloadedError, ServerFailedError, TimedOutError, UnreachableError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds that a server without an answer is left alone where there are others
 _LOOK_AGAIN = 1.0  # seconds; a pause may have ended
@@ -63,6 +63,12 @@ class Endpoints:
     def connections(self) -> list[Connection]:
         return [endpoint.connection for endpoint in self._endpoints]
 
+    def in_use(self) -> list[Connection]:
+        """To servers that are not left alone at present; to all if there are none."""
+        with self._changed:
+            up = [endpoint.connection for endpoint in self._endpoints if endpoint.is_up()]
+        return up or self.connections
+
     def others_are_up(self) -> bool:
         """Whether a request that has just failed may go elsewhere at once."""
         with self._changed:
@@ -93,7 +99,7 @@ class Endpoints:
         except OverloadedError:
             self._shrink(endpoint, began)
             raise
-        except (UnreachableError, TimedOutError):
+        except (UnreachableError, TimedOutError, ServerFailedError):
             self._leave_alone(endpoint, began)
             raise
         else:

@@ -1,5 +1,6 @@
 """Requests with retries, whichever server answers them."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -88,6 +89,14 @@ class Engine:
         if len(failures) > 1:
             raise UnreachableError("; ".join(map(str, failures))) from failures[-1]
         raise failures[0]
+
+    def services(self) -> dict[str, Service]:
+        """What each server says of itself now, by URL. One that does not answer is left out, as one that is down."""
+        found = {}
+        for connection in self.endpoints.in_use():
+            with contextlib.suppress(UnreachableError, OverloadedError, TimedOutError):
+                found[connection.url] = Service.of(connection)
+        return found
 
     def infer(
         self,

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 AnImage = Union[str, os.PathLike[str], bytes, BinaryIO, "PilImage", NDArray[np.uint8]]
 Image = AnImage | tuple[str, AnImage]
 
-
 _ORIENTATION = 0x0112
+_MOST_PLAIN = 32 << 20  # bytes; larger images are compressed, without loss, since a server has its limit
 _TIFF_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "I;16", "I", "F")
 
 
@@ -81,7 +81,7 @@ def _read_open_file(file: Any) -> Row:
 
 
 def _read_pil(image: "PilImage") -> Row:
-    """As TIFF without compression and without the tags of its file but one: the server applies the EXIF orientation."""
+    """As TIFF, without the tags of its file but one: the server applies the EXIF orientation."""
     from PIL import Image
 
     source = getattr(image, "filename", None) or None
@@ -90,7 +90,8 @@ def _read_pil(image: "PilImage") -> Row:
         orientation = Image.Exif()
         orientation[_ORIENTATION] = image.getexif().get(_ORIENTATION, 1)
         plain = image.copy() if image.mode in _TIFF_MODES else image.convert("RGB")
-        plain.save(out, "TIFF", exif=orientation, compression="raw")
+        is_large = plain.width * plain.height * len(plain.getbands()) > _MOST_PLAIN
+        plain.save(out, "TIFF", exif=orientation, compression="tiff_adobe_deflate" if is_large else "raw")
     except Exception as error:  # PIL raises nearly anything on files that it opened before and reads only now
         return Row(source, error=f"cannot be read: {error or type(error).__name__}")
     return Row(source, out.getvalue())

@@ -1,5 +1,6 @@
 """What is in a repository, and whether it is complete and belongs together."""
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -137,6 +138,14 @@ def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
     if not ensembling.get("encoders"):
         yield f"{ENSEMBLING}: does not say which encoders it belongs to; build the repository again"
         return
+    config = (repository / ZERO_SHOT / CONFIG).read_text(encoding="utf-8")
+    named = re.search(r'"repository_version" value \{ string_value: "(\w+)"', config)
+    if named and named[1] != ensembling.get("repository_version"):
+        yield (
+            f"{ZERO_SHOT}: its config is of version {named[1]} of the repository, and {ENSEMBLING} of "
+            f"{ensembling.get('repository_version')}; after a roll-back, build the older ensemble again: it writes the "
+            "configs alone"
+        )
     fingerprints = {name: each["fingerprint"] for name, each in ensembling["encoders"].items()}
     for name, fingerprint in fingerprints.items():
         for model in (name, text_model(name)):

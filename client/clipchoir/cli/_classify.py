@@ -1,6 +1,8 @@
 """clipchoir classify"""
 
 import contextlib
+import hashlib
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import Journal
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, check_one_of, grouped
 from clipchoir.cli._sources import Named, Sources
+from clipchoir.cli._watch import RepositoryChangedError, watched
 from clipchoir.cli._writers import Format, Record, line, record, write
 
 _FLUSH_ROWS = 16  # that a killed run may lose
@@ -55,7 +58,7 @@ def classify(
         service = client.service  # before anything is written: a server that is away changes nothing
         journal = None
         if out:
-            settings = _settings(options, service)
+            settings = _settings(options, client, service)
             journal = stack.enter_context(Journal(out, settings, resume=resume, overwrite=overwrite))
             if journal.is_complete:
                 print(f"{out} is complete", file=sys.stderr)
@@ -64,9 +67,13 @@ def classify(
         images = iter(sources)
         done = journal.skip(images, failures.note) if journal else 0
         with progress("classifying", sources.count, done) as passing:
-            records = failures.noted(passing(_records(client, images, options, batch_size)))
+            records = watched(client, failures.noted(passing(_records(client, images, options, batch_size))))
             if journal:
-                _keep(journal, records)
+                try:
+                    _keep(journal, records)
+                except RepositoryChangedError as error:
+                    journal.cut(done + error.certain)
+                    raise
                 journal.finish(chosen)
             else:
                 write(records, chosen, sys.stdout)
@@ -101,12 +108,16 @@ def _format(output_format: Format | None, as_json: bool, out: Path | None) -> Fo
     return chosen
 
 
-def _settings(options: Options, service: Service) -> dict[str, str]:
+def _settings(options: Options, client: Client, service: Service) -> dict[str, str]:
     """What makes the rows what they are."""
     label_set, parameters = split(options)
     parameters.pop("priority", None)
     found = {"repository": service.version, "label_set": service.default_label_set, **parameters}
-    return found | ({"label_set": label_set.spec} if label_set else {})
+    if label_set:
+        return found | {"label_set": label_set.spec}
+    # A set of the repository may be changed in its place.
+    content = json.dumps(client.label_set(found["label_set"]), sort_keys=True)
+    return found | {"label_set_sha256": hashlib.sha256(content.encode()).hexdigest()}
 
 
 def _where_it_is(out: Path | None) -> str:

@@ -16,6 +16,7 @@ from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import OutputExistsError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, check_one_of, grouped
 from clipchoir.cli._sources import Sources
+from clipchoir.cli._watch import RepositoryChangedError, watched
 
 
 def fill(store: Store, client: Client, sources: Sources, batch_size: int) -> None:
@@ -23,8 +24,12 @@ def fill(store: Store, client: Client, sources: Sources, batch_size: int) -> Non
     images = iter(sources)
     done = store.skip(images)
     with progress("embedding", sources.count, done) as passing:
-        for result in passing(client.embed(images, batch_size=batch_size)):
-            store.write(result)
+        try:
+            for result in watched(client, passing(client.embed(images, batch_size=batch_size))):
+                store.write(result)
+        except RepositoryChangedError as error:
+            store.cut(done + error.certain)
+            raise
     store.finish()
 
 
@@ -67,7 +72,9 @@ def embed(
                 raise OutputExistsError(f"{out} exists; --overwrite replaces it")
             print(f"{out} is complete", file=sys.stderr)
             return
-        store = stack.enter_context(Store(folder, dims, resume=resume, overwrite=overwrite))
+        store = stack.enter_context(
+            Store(folder, dims, client.label_sets()["embedding_ids"], resume=resume, overwrite=overwrite)
+        )
         if store.is_complete and not as_parquet:
             print(f"{out} is complete", file=sys.stderr)
             return

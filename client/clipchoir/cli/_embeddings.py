@@ -1,7 +1,7 @@
 """Embeddings in a folder: `<encoder>.npy`, float32 (N, D), and `rows.jsonl`, which says what each row is of.
 
-Rows of images that failed are NaN, and have an `error` in `rows.jsonl`. While the folder is filled, its name ends in
-`.partial`.
+What made them stands in `encoders.json`: `{encoder: embedding id}`, see `Client.label_sets`. Rows of images that
+failed are NaN, and have an `error` in `rows.jsonl`. While the folder is filled, its name ends in `.partial`.
 """
 
 import json
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 
 from clipchoir._results import Embedding, Vector
 from clipchoir.cli._extras import needed
-from clipchoir.cli._journal import CannotResumeError, OutputExistsError, check_same_image
+from clipchoir.cli._journal import CannotResumeError, OutputExistsError, check_same_image, lock
 from clipchoir.cli._sources import Named
 from clipchoir.cli._writers import PARQUET_ROWS, Record, line, printable
 from clipchoir.errors import ClipchoirError
 
 ROWS = "rows.jsonl"
+_ENCODERS = "encoders.json"
 _HEADER = 128  # bytes of an .npy file of version 1.0 before its numbers
 
 
@@ -34,26 +35,39 @@ class BadEmbeddingsError(ClipchoirError):
 class Store:
     """A folder that is being filled. Use as a context manager."""
 
-    def __init__(self, out: Path, dims: Mapping[str, int], *, resume: bool, overwrite: bool) -> None:
+    def __init__(
+        self,
+        out: Path,
+        dims: Mapping[str, int],
+        embedding_ids: Mapping[str, str],
+        *,
+        resume: bool,
+        overwrite: bool,
+    ) -> None:
         """
         Args:
             out: the folder, as it will be called.
             dims: length of each encoder's embeddings, by encoder.
+            embedding_ids: of the encoders, as the server says them.
             resume: go on after the rows that are there.
             overwrite: begin anew.
 
         Raises:
-            OutputExistsError, CannotResumeError: see there.
+            OutputExistsError, CannotResumeError, BadEmbeddingsError: see there.
         """
         self.out = out
         self._folder = out.with_name(out.name + ".partial")
         self._dims = dims
+        self._embedding_ids = embedding_ids
         self.is_complete = False
         if out.exists() and not out.is_dir():
             raise OutputExistsError(
                 f"{out} is a file; embeddings go into a folder of their own, or into a .parquet file"
             )
         if overwrite and self._folder.exists():
+            if (self._folder / ROWS).exists():
+                with (self._folder / ROWS).open("ab") as rows:
+                    lock(rows, self._folder / ROWS)
             shutil.rmtree(self._folder)
         if self._folder.exists():
             if not resume:
@@ -64,18 +78,31 @@ class Store:
             if not resume:
                 raise OutputExistsError(f"{out} exists; --overwrite replaces it")
             self.is_complete = True
+        check_encoders(out if self.is_complete else self._folder, embedding_ids)
 
     def __enter__(self) -> "Store":
         self._stack = ExitStack()
         if self.is_complete:
             return self
         self._folder.mkdir(parents=True, exist_ok=True)
+        self._rows = self._stack.enter_context((self._folder / ROWS).open("a+b"))
+        try:
+            self._open()
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def _open(self) -> None:
+        lock(self._rows, self._folder / ROWS)
+        if not self._rows.tell():  # what is there already may be by others
+            new = self._folder / f"{_ENCODERS}.new"
+            new.write_text(json.dumps(dict(self._embedding_ids)) + "\n")
+            new.replace(self._folder / _ENCODERS)
         strangers = {path.stem for path in self._folder.glob("*.npy")} - set(self._dims)
         if strangers:
             raise CannotResumeError(f"{self._folder} has {', '.join(sorted(strangers))}, too; --overwrite begins anew")
-        self._rows = self._stack.enter_context((self._folder / ROWS).open("a+b"))
         self._files = {encoder: self._opened(encoder, dim) for encoder, dim in self._dims.items()}
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
@@ -111,12 +138,20 @@ class Store:
             count += 1
             check_same_image(json.loads(raw), count, next(images, None), self._folder)
             end += len(raw)
+        self._truncate(count, end)
+        return count
+
+    def cut(self, count: int) -> None:
+        """Keep so many rows, and drop those behind them."""
+        self._rows.seek(0)  # what was written is in the file then
+        self._truncate(count, sum(map(len, islice(self._rows, count))))
+
+    def _truncate(self, count: int, end: int) -> None:
         self._rows.truncate(end)
         self._rows.seek(0, os.SEEK_END)
         for encoder, file in self._files.items():
             file.truncate(_HEADER + 4 * self._dims[encoder] * count)
             file.seek(0, os.SEEK_END)
-        return count
 
     def write(self, result: Embedding) -> None:
         """Add a row."""
@@ -155,6 +190,27 @@ def rows_of(folder: Path) -> Iterator[Record]:
     """What each row of a folder is of."""
     with (folder / ROWS).open("rb") as lines:
         yield from map(json.loads, lines)
+
+
+def check_encoders(folder: Path, embedding_ids: Mapping[str, str]) -> None:
+    """Embeddings that are there have to be by the server's encoders. A folder that does not say by which is believed.
+
+    Raises:
+        BadEmbeddingsError: they are by others.
+    """
+    path = folder / _ENCODERS
+    if not path.exists():
+        return
+    try:
+        found = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise BadEmbeddingsError(f"{path} cannot be read: {error}; `clipchoir embed` writes such files") from error
+    for encoder, served in embedding_ids.items():
+        if encoder in found and found[encoder] != served:
+            raise BadEmbeddingsError(
+                f"{folder} holds embeddings by another {encoder} ({found[encoder]}) than the server's ({served}): the "
+                "checkpoint, its preprocessing or its precision differ; remove it, or name another folder"
+            )
 
 
 def load(folder: Path, encoders: Iterable[str]) -> dict[str, Vector]:

@@ -22,7 +22,7 @@ from clipchoir._results import Vector
 from clipchoir.cli import _plots
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, reporting
 from clipchoir.cli._embed import fill
-from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, load, rows_of
+from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, check_encoders, load, rows_of
 from clipchoir.cli._evaluation import Evaluation, UnknownClassError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Scoring, Server, grouped
 from clipchoir.cli._sources import BadSourceError, Sources
@@ -78,12 +78,15 @@ def evaluate(
         store = embeddings or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "embeddings"
         if folder:
             _check_folder(client, folder, options)
+        made_by = client.label_sets()["embedding_ids"]
         if not store.exists():
-            with Store(store, client.service.dims, resume=True, overwrite=False) as filled:  # an interrupted one, too
+            # an interrupted one, too
+            with Store(store, client.service.dims, made_by, resume=True, overwrite=False) as filled:
                 fill(filled, client, _labelled(folder), batch_size)
         rows = list(rows_of(store)) if (store / ROWS).exists() else []
         if folder:
             _check_same(store, rows, _labelled(folder))
+        check_encoders(store, made_by)
         values = load(store, client.encoders)
         truths = ["" if "error" in row else Path(row["source"]).parent.name for row in rows]
         evaluation = Evaluation.count(truths, client.score(values, **options))

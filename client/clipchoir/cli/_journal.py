@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,7 +36,7 @@ class Journal:
             overwrite: begin anew, whatever is there.
 
         Raises:
-            OutputExistsError, CannotResumeError: see there.
+            OutputExistsError, CannotResumeError: see there; or another run writes to it.
             OSError: it cannot be written.
         """
         self.out = out
@@ -43,22 +44,28 @@ class Journal:
         self._settings_file = out.with_name(out.name + ".partial.settings")
         self._settings = json.dumps(settings, sort_keys=True)
         self.is_complete = False
-        if overwrite:
-            self._partial.unlink(missing_ok=True)
-        elif self._partial.exists():
-            if not resume:
-                raise OutputExistsError(
-                    f"{self._partial} holds the rows of an interrupted run; --resume goes on with it, --overwrite "
-                    "begins anew"
-                )
-            self._check_settings()
-        elif out.exists():
+        is_begun = self._partial.exists()
+        if is_begun and not (overwrite or resume):
+            raise OutputExistsError(
+                f"{self._partial} holds the rows of an interrupted run; --resume goes on with it, --overwrite "
+                "begins anew"
+            )
+        if out.exists() and not (overwrite or is_begun):
             if not resume:
                 raise OutputExistsError(f"{out} exists; --overwrite replaces it")
             self.is_complete = True
             return
-        self._settings_file.write_text(self._settings)
         self._file: BinaryIO = self._partial.open("ab")
+        try:
+            lock(self._file, self._partial)
+            if overwrite:
+                self._file.truncate(0)
+            elif is_begun:
+                self._check_settings()
+            self._settings_file.write_text(self._settings)
+        except BaseException:
+            self._file.close()
+            raise
 
     def __enter__(self) -> "Journal":
         return self
@@ -105,6 +112,12 @@ class Journal:
         """Hand the rows to the system: they outlive this process."""
         self._file.flush()
 
+    def cut(self, count: int) -> None:
+        """Keep so many rows, and drop those behind them."""
+        self._file.flush()
+        with self._partial.open("rb") as rows:
+            self._file.truncate(sum(map(len, islice(rows, count))))
+
     def finish(self, output_format: Format) -> None:
         """Turn the rows into the output."""
         self._file.flush()
@@ -143,6 +156,26 @@ class Journal:
                 f"the rows in {self._partial} were made with {before}, now {self._settings} is asked for; --overwrite "
                 "begins anew"
             )
+
+
+def lock(file: BinaryIO, path: Path) -> None:
+    """Keep other runs out of a file until it is closed, where the system can.
+
+    Raises:
+        CannotResumeError: another run is at it, or has just finished it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not on Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise CannotResumeError(f"another run is writing {path}; wait for it, or stop it") from error
+    except OSError:  # a file system without locks
+        return
+    if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+        raise CannotResumeError(f"another run has just finished {path}")
 
 
 def check_same_image(row: Record, number: int, image: Named | None, partial: Path) -> None:

@@ -102,7 +102,7 @@ def _shard(path: str) -> Iterator[Named]:
     Raises:
         BadSourceError: it is no tar file, or damaged.
     """
-    last = "the beginning"
+    last, end = "the beginning", 0
     try:
         with tarfile.open(path, "r|") as shard:
             for member in shard:
@@ -113,6 +113,22 @@ def _shard(path: str) -> Iterator[Named]:
                         raise tarfile.ReadError("unexpected end of data")
                     yield f"{path}/{member.name}", data
                 last = member.name
+                end = shard.offset
                 shard.members = []  # type: ignore[attr-defined]  # it would keep them all
+        _check_end(path, end)
     except (tarfile.TarError, OSError) as error:
         raise BadSourceError(f"{path} is not a whole tar file: {error} (after {last})") from error
+
+
+def _check_end(path: str, end: int) -> None:
+    """`tarfile` takes a damaged header behind the first, and a file that was cut between two members, for the end.
+
+    Raises:
+        tarfile.ReadError: there is no block of zeros, which ends a tar file.
+    """
+    if not Path(path).is_file():  # a pipe is read once
+        return
+    with Path(path).open("rb") as file:
+        file.seek(end)
+        if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+            raise tarfile.ReadError("a damaged header, or no end")
