@@ -298,6 +298,7 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
 
     from clipchoir_export import label_set_embedding
     from clipchoir_export.ensembling_step import EmbeddedLabelSet
+    from clipchoir_export.errors import RepositoryError
     from clipchoir_export.publishing import read_manifest
     from clipchoir_export.spec import read_label_set
 
@@ -312,6 +313,8 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
 
     def failing(self: label_set_embedding._Run, tokens: np.ndarray) -> np.ndarray:
         if len(batches) == 6:
+            with pytest.raises(RepositoryError, match="another run that embeds things into .* is running"):
+                label_set_embedding.embed_label_set(copy, things, progress)
             raise KeyboardInterrupt
         batches.append(self.graph.parent.parent.name)
         return encode(self, tokens)

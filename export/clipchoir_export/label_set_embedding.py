@@ -1,5 +1,6 @@
 """Embeds a label set into a repository ahead of time, by the repository's own text encoders."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from clipchoir_export.ensembling_step import (
     PromptTokenizer,
 )
 from clipchoir_export.errors import RepositoryError
+from clipchoir_export.locking import exclusively
 from clipchoir_export.onnx_files import MODEL
 from clipchoir_export.publishing import newest, read_manifest
 from clipchoir_export.text import BATCH
@@ -32,7 +34,8 @@ def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -
         The file, and whether it had to be written.
 
     Raises:
-        RepositoryError: this is no repository, or one without text encoders, or they belong to another build.
+        RepositoryError: this is no repository, or one without text encoders, or they belong to another build; or another
+            run embeds this very set.
         OSError: the file cannot be written.
     """
     ensembling = newest(repository / ENSEMBLING)
@@ -45,6 +48,21 @@ def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -
     if _holds(file, label_set, fingerprints):
         return file, False
     file.parent.mkdir(exist_ok=True)
+    lock = file.with_name(f".{file.stem}.lock")
+    with exclusively(lock, f"run that embeds {label_set.name} into {repository}"):
+        _embed(label_set, graphs, fingerprints, ensembling, file, progress)
+        lock.unlink()
+    return file, True
+
+
+def _embed(
+    label_set: LabelSet,
+    graphs: Mapping[str, Path],
+    fingerprints: dict[str, str],
+    ensembling: Path,
+    file: Path,
+    progress: Progress,
+) -> None:
     prompts = label_set.prompts()
     total = len(set(prompts))
     runs = {
@@ -66,7 +84,6 @@ def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -
     embedder.embed(label_set, BATCH).save(file)
     for run in runs.values():
         run.part.unlink(missing_ok=True)
-    return file, True
 
 
 def _graph(repository: Path, encoder: str, fingerprint: str) -> Path:

@@ -1,14 +1,13 @@
 """Steps of a build that took long and are done, kept beside the target until the whole is published."""
 
 import contextlib
-import fcntl
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from clipchoir_export.errors import RepositoryError
+from clipchoir_export.locking import exclusively
 
 _DONE = ".done"
 _LOCK = ".lock"
@@ -33,11 +32,7 @@ class Staging:
         folder = target.parent / f".{target.name}.building"
         folder.mkdir(parents=True, exist_ok=True)
         staging = cls(folder)
-        with (folder / _LOCK).open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise RepositoryError(f"another build of {target} is running; wait for it, or stop it") from error
+        with exclusively(folder / _LOCK, f"build of {target}"):
             try:
                 yield staging
             except BaseException:
