@@ -313,7 +313,7 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
 
     def failing(self: label_set_embedding._Run, tokens: np.ndarray) -> np.ndarray:
         if len(batches) == 6:
-            with pytest.raises(RepositoryError, match="another run that embeds things into .* is running"):
+            with pytest.raises(RepositoryError, match=r"another run that embeds things into .* is running"):
                 label_set_embedding.embed_label_set(copy, things, progress)
             raise KeyboardInterrupt
         batches.append(self.graph.parent.parent.name)

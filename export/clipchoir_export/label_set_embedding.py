@@ -34,8 +34,8 @@ def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -
         The file, and whether it had to be written.
 
     Raises:
-        RepositoryError: this is no repository, or one without text encoders, or they belong to another build; or another
-            run embeds this very set.
+        RepositoryError: this is no repository, or one without text encoders, or they belong to another build, or
+            another run embeds this very set.
         OSError: the file cannot be written.
     """
     ensembling = newest(repository / ENSEMBLING)

@@ -19,6 +19,11 @@ from clipchoir.cli._sources import Sources
 from clipchoir.cli._watch import RepositoryChangedError, watched
 
 
+def embedding_ids(client: Client) -> dict[str, str]:
+    """What makes the server's embeddings what they are, by encoder; a server of an older build does not say it."""
+    return dict(client.label_sets().get("embedding_ids", {}))
+
+
 def fill(store: Store, client: Client, sources: Sources, batch_size: int) -> None:
     """Embed the images that are not in the store yet, and give it its name."""
     images = iter(sources)
@@ -72,9 +77,7 @@ def embed(
                 raise OutputExistsError(f"{out} exists; --overwrite replaces it")
             print(f"{out} is complete", file=sys.stderr)
             return
-        store = stack.enter_context(
-            Store(folder, dims, client.label_sets()["embedding_ids"], resume=resume, overwrite=overwrite)
-        )
+        store = stack.enter_context(Store(folder, dims, embedding_ids(client), resume=resume, overwrite=overwrite))
         if store.is_complete and not as_parquet:
             print(f"{out} is complete", file=sys.stderr)
             return

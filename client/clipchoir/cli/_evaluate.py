@@ -21,7 +21,7 @@ from clipchoir._options import Options
 from clipchoir._results import Vector
 from clipchoir.cli import _plots
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, reporting
-from clipchoir.cli._embed import fill
+from clipchoir.cli._embed import embedding_ids, fill
 from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, check_encoders, load, rows_of
 from clipchoir.cli._evaluation import Evaluation, UnknownClassError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Scoring, Server, grouped
@@ -78,9 +78,8 @@ def evaluate(
         store = embeddings or Path(stack.enter_context(tempfile.TemporaryDirectory())) / "embeddings"
         if folder:
             _check_folder(client, folder, options)
-        made_by = client.label_sets()["embedding_ids"]
-        if not store.exists():
-            # an interrupted one, too
+        made_by = embedding_ids(client)
+        if not store.exists():  # or goes on with one that was interrupted
             with Store(store, client.service.dims, made_by, resume=True, overwrite=False) as filled:
                 fill(filled, client, _labelled(folder), batch_size)
         rows = list(rows_of(store)) if (store / ROWS).exists() else []
