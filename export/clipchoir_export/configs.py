@@ -132,7 +132,7 @@ def public_outputs(architectures: Mapping[str, Architecture]) -> list[Output]:
         Output("classes", "TYPE_STRING", "-1", "class names, in the order of the scores"),
         Output("encoder_scores", "TYPE_FP32", f"{len(architectures)}, -1", "the scores by each encoder alone"),
         *embeddings,
-        Output("error", "TYPE_STRING", "1", "empty, or why this row could not be decoded"),
+        Output("error", "TYPE_STRING", "1", "empty, or why this row has no scores"),
     ]
 
 
