@@ -47,11 +47,16 @@ def test_only_preprocess_bounds_its_queue_and_only_what_is_not_encoded_yet_is_re
     assert all(policy.timeout_action == model_config_pb2.ModelQueuePolicy.REJECT for policy in policies.values())
 
 
-def test_every_step_keeps_the_priorities() -> None:
+def test_every_step_but_the_short_one_keeps_the_priorities() -> None:
     found = configs(priority_levels=5, default_priority=4)
     for step in STEPS:
         batching = found[f"{step}/config"].dynamic_batching
-        assert (batching.priority_levels, batching.default_priority_level) == (5, 4)
+        expected = (0, 0) if step == "ensembling" else (5, 4)
+        assert (batching.priority_levels, batching.default_priority_level) == expected
+    # Triton hands out batches in advance, and misses none, only where a model has none of its features of queues.
+    batching = found["ensembling/config"].dynamic_batching
+    assert not batching.HasField("default_queue_policy")
+    assert not batching.priority_queue_policy
 
 
 def test_a_request_waits_for_less_time_than_the_client_does() -> None:

@@ -66,13 +66,16 @@ class ServingSpec(_Table):
         description="Rows of a request, as the wire contract has it, and of an encoder's largest pass.",
     )
     priority_levels: int = Field(
-        default=3, ge=1, description="Urgent, normal and bulk requests; 1 goes first, at every step."
+        default=3, ge=1, description="Urgent, normal and bulk requests; 1 goes first, at `preprocess` and the encoders."
     )
     default_priority: int = Field(
         default=2, ge=1, description="Of a request that names none: there is room above and below it."
     )
     preprocess_delay_us: int = Field(
-        default=500, ge=0, description="How long a batch may wait for more rows; short beside a pass of an encoder."
+        default=2000,
+        ge=0,
+        description="How long a batch may wait for more rows; short beside a pass of an encoder, and long enough for "
+        "all that was sent at the same time.",
     )
     preprocess_queue_size: int = Field(
         default=128,
@@ -87,10 +90,11 @@ class ServingSpec(_Table):
         "client's own 60 s, so that it is told of an overload and does not merely give up.",
     )
     encoder_delay_us: int = Field(
-        default=500,
+        default=2000,
         ge=0,
         description="How long a batch may wait for more rows: those that were decoded together arrive together, and "
-        "one pass over all of them is cheaper than one over the first and one over the rest.",
+        "one pass over all of them is cheaper than one over the first and one over the rest. Shorter ones, and "
+        "requests come in the moment in which Triton misses them.",
     )
     encoder_timeout_ms: int = Field(
         default=30_000,
