@@ -7,8 +7,6 @@ A burst is a number of requests of one image each, sent at the same time; the ne
 It is held up if it takes a quarter of a second more than the median of the others. Needs build/demo (`make demo`).
 """
 
-import re
-import shutil
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,52 +20,44 @@ import typer
 from limit import draw
 from repositories import DEMO, ROOT
 from rich.console import Console
-
-from clipchoir_server.triton import Address, serving
+from variants import running, served
 
 RESULTS = Path(__file__).parent / "results" / "bursts.md"
 SIZES = (2, 4, 8, 16)
 HELD_UP = 0.25  # seconds more
-ENCODERS = ("metaclip", "evaclip")
-STEPS = ("preprocess", *ENCODERS, "ensembling")
-_BATCHING = re.compile(r"^dynamic_batching \{[^\n]*\}$|^dynamic_batching \{\n.*?^\}$", re.MULTILINE | re.DOTALL)
-_DELAY = re.compile(r"max_queue_delay_microseconds: \d+")
 console = Console(highlight=False)
 
-Edit = Callable[[str, str], str]  # model, its config -> its config
+Replacements = list[tuple[str, str]]
+"""In a model's config, as `variants.served` takes them."""
 
 
-def as_built(_: str, config: str) -> str:
-    return config
+def _delays(microseconds: int) -> Replacements:
+    return [("max_queue_delay_microseconds: 2000", f"max_queue_delay_microseconds: {microseconds}")]
 
 
-def short_delays(model: str, config: str) -> str:
-    return config if model == "ensembling" else _DELAY.sub("max_queue_delay_microseconds: 500", config)
+def _no_queue(timeout_ms: int, bound: str = "") -> Replacements:
+    priorities = "  priority_levels: 3  # 1 goes first\n  default_priority_level: 2\n"
+    policy = f"timeout_action: REJECT\n    default_timeout_microseconds: {timeout_ms * 1000}\n{bound}"
+    return [*_delays(0), (f"{priorities}  default_queue_policy {{\n    {policy}  }}\n", "")]
 
 
-def with_priorities(model: str, config: str) -> str:
-    if model != "ensembling":
-        return short_delays(model, config)
-    return _BATCHING.sub("dynamic_batching { priority_levels: 3 default_priority_level: 2 }", config)
-
-
-def two_instances(model: str, config: str) -> str:
-    if model not in ENCODERS:
-        return config
-    config = config.replace("instance_group [ { count: 1 } ]", "instance_group [ { count: 2 } ]")
-    return _DELAY.sub("max_queue_delay_microseconds: 0", config)
-
-
-def without_any(_: str, config: str) -> str:
-    return _BATCHING.sub("dynamic_batching { }", config)
-
-
-VARIANTS: dict[str, Edit] = {
-    "as built": as_built,
-    "delays of 0.5 ms": short_delays,
-    "delays of 0.5 ms, and `ensembling` with priorities": with_priorities,
-    "two instances of each encoder, no delay": two_instances,
-    "no priorities, timeouts and bounds at all": without_any,
+ENCODERS = ("metaclip", "evaclip")
+SHORT: dict[str, Replacements] = dict.fromkeys(("preprocess", *ENCODERS), _delays(500))
+PRIORITIES = "priority_levels: 3 default_priority_level: 2"
+VARIANTS: dict[str, dict[str, Replacements]] = {
+    "as built": {},
+    "delays of 0.5 ms": SHORT,
+    "delays of 0.5 ms, and `ensembling` with priorities": {
+        **SHORT,
+        "ensembling": [("max_queue_delay_microseconds: 0", f"max_queue_delay_microseconds: 0 {PRIORITIES}")],
+    },
+    "two instances of each encoder, no delay": {
+        encoder: [("count: 1", "count: 2"), *_delays(0)] for encoder in ENCODERS
+    },
+    "no priorities, timeouts and bounds at all": {
+        "preprocess": _no_queue(10_000, "    max_queue_size: 128  # requests, of each priority\n"),
+        **dict.fromkeys(ENCODERS, _no_queue(30_000)),
+    },
 }
 
 
@@ -79,8 +69,8 @@ def main(quick: Annotated[bool, typer.Option(help="Fewer bursts; write nothing."
     count = 20 if quick else 60
     lines = [f"| configs | {' | '.join(f'bursts of {size}' for size in SIZES)} |", "|---|" + "---|" * len(SIZES)]
     with tempfile.TemporaryDirectory(prefix="clipchoir-bursts-") as scratch:
-        for name, edit in VARIANTS.items():
-            cells = measured(edit, Path(scratch) / "repository", count)
+        for number, (name, configs) in enumerate(VARIANTS.items()):
+            cells = measured(configs, Path(scratch) / str(number), count)
             lines.append(f"| {name} | {' | '.join(cells)} |")
             console.print(lines[-1])
     table = "\n".join(lines)
@@ -97,15 +87,10 @@ def main(quick: Annotated[bool, typer.Option(help="Fewer bursts; write nothing."
     console.print(f"wrote {RESULTS.relative_to(ROOT)}")
 
 
-def measured(edit: Edit, repository: Path, count: int) -> list[str]:
-    """Of a copy of the demo's repository with changed configs: a cell for each size of burst."""
-    shutil.rmtree(repository, ignore_errors=True)
-    shutil.copytree(DEMO, repository, symlinks=True)
-    for model in STEPS:
-        file = repository / model / "config.pbtxt"
-        file.write_text(edit(model, file.read_text()))
+def measured(configs: dict[str, Replacements], repository: Path, count: int) -> list[str]:
+    """Of the demo's repository with changed configs: a cell for each size of burst."""
     images = draw(count=max(SIZES))
-    with serving(repository, Address.choose()) as triton:
+    with served(DEMO, repository, {"configs": configs}) as triton, running(triton):
         clients = [grpcclient.InferenceServerClient(triton.address.grpc) for _ in images]
 
         def ask(number: int) -> None:

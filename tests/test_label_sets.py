@@ -43,6 +43,13 @@ def executions(server: Triton, model: str) -> float:
     return metrics(server.address.metrics, FAMILIES)[f'nv_inference_exec_count{{model="{model}",version="1"}}']
 
 
+def as_input(encoder: str, embedding: np.ndarray) -> grpcclient.InferInput:
+    """Of `ensembling`."""
+    tensor = grpcclient.InferInput(encoder, list(embedding.shape), "FP32")
+    tensor.set_data_from_numpy(embedding)
+    return tensor
+
+
 def settled(server: Triton, models: list[str]) -> list[float]:
     """Executions of each, once no more are coming: Triton counts a batch after its answer."""
     before: list[float] = []
@@ -191,11 +198,7 @@ def test_stored_embeddings_are_scored_again_without_encoding(
     encoders = ["metaclip", "evaclip"]
     stored = infer(triton, ROWS, [f"{name}_embedding" for name in encoders])
     before = settled(server, encoders)
-    inputs = []
-    for name in encoders:
-        embedding = stored[f"{name}_embedding"]
-        inputs.append(grpcclient.InferInput(name, list(embedding.shape), "FP32"))
-        inputs[-1].set_data_from_numpy(embedding)
+    inputs = [as_input(name, stored[f"{name}_embedding"]) for name in encoders]
     options = {"weights": "0.3,0.7", "drop_below": "0.002", "label_set": "moods"}
     answer = triton.infer("ensembling", inputs, parameters=options, client_timeout=60)
     assert settled(server, encoders) == before
@@ -214,8 +217,7 @@ def test_stored_embeddings_without_numbers_have_an_error_and_no_label(triton: gr
     for row, (name, value) in enumerate(names.items()):
         embedding = good[f"{name}_embedding"].copy()
         embedding[row, 5] = value
-        inputs.append(grpcclient.InferInput(name, list(embedding.shape), "FP32"))
-        inputs[-1].set_data_from_numpy(embedding)
+        inputs.append(as_input(name, embedding))
     # Nor does a weight of 0 let an embedding that is none pass.
     answer = triton.infer("ensembling", inputs, parameters={"weights": "1,0"}, client_timeout=60)
     assert answer.as_numpy("error").tolist() == [

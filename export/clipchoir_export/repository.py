@@ -133,9 +133,8 @@ def _assemble(
     version, is_new = _ensembling_version(target, digest(content))
     known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
     image_encoders = {name: encoder.models[0] for name, encoder in built.items()}
-    identity = Identity(
-        known | {version: {name: _identity(model) for name, model in image_encoders.items()}}, digest(content)[:12]
-    )
+    identities = {name: _identity(model) for name, model in image_encoders.items()}
+    identity = Identity(known | {version: identities}, digest(content)[:12])
     with_text = [name for name, encoder in built.items() if len(encoder.models) > 1]
     for path, text in render_configs(spec, architectures, identity, with_text).items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
@@ -151,7 +150,7 @@ def _assemble(
         shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
         _write_label_sets(label_sets, built, folder)
         _keep_added_label_sets(newest(target / ENSEMBLING), folder, fingerprints)
-        encoder_list = {name: {"version": model.version, **_identity(model)} for name, model in image_encoders.items()}
+        encoder_list = {name: {"version": model.version, **identities[name]} for name, model in image_encoders.items()}
         manifest = {"kind": ENSEMBLING, "encoders": encoder_list, "label_sets": list(spec.label_sets)}
         write_manifest(folder, {**manifest, "repository_version": identity.version, "key": digest(content)})
     for step in (PREPROCESS, LABEL_SETS):

@@ -102,15 +102,14 @@ class EmbeddedLabelSet:
                 prompts=tuple(json.loads(metadata["prompts"])),
                 prompt_counts=counts,
                 embeddings=tensors,
-                fingerprints=json.loads(metadata["fingerprints"]),
+                fingerprints=dict(json.loads(metadata["fingerprints"])),
             )
-            known = dict(label_set.fingerprints)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise LabelSetFileError(f"{path} is not a label set file ({error}); build the repository again") from error
         if not label_set._is_whole(fingerprints):
             raise LabelSetFileError(f"{path}: its arrays do not fit together; build the repository again")
         for encoder, expected in fingerprints.items():
-            found = known.get(encoder)
+            found = label_set.fingerprints.get(encoder)
             if found != expected:
                 raise LabelSetFileError(
                     f"{path} was embedded by {encoder} {found}, this repository serves {encoder} {expected}; "
