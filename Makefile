@@ -3,7 +3,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 DEMO := build/demo/zero_shot/config.pbtxt
-SOURCES := $(shell find export model_repository -name '*.py' -o -name '*.j2' -o -name '*.toml')
+SOURCES := $(shell find export model_repository steps -name '*.py' -o -name '*.j2' -o -name '*.toml')
 CHECKPOINTS := $(wildcard demo/checkpoints/*/*)
 
 .DEFAULT_GOAL := help
@@ -13,7 +13,7 @@ help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 demo: $(DEMO)  ## export the demo pair, serve it, classify sample images, stop
-	$(BIN)/python demo/run.py build/demo
+	$(BIN)/python -m demo.run build/demo
 
 serve: $(DEMO)  ## serve the demo pair until Ctrl-C
 	$(BIN)/clipchoir-server build/demo
@@ -22,21 +22,24 @@ test: $(READY)  ## run every test
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 soak: $(DEMO)  ## load the demo pair's server for MINUTES (5), check every answer and the memory
-	$(BIN)/python tests/soak.py --minutes $(or $(MINUTES),5)
+	$(BIN)/python -m tools.soak --minutes $(or $(MINUTES),5)
 
 marathon: $(DEMO)  ## classify IMAGES (100,000) while the server is killed twice and the client once
-	$(BIN)/python tests/marathon.py --images $(or $(IMAGES),100000)
+	$(BIN)/python -m tools.marathon --images $(or $(IMAGES),100000)
 
 bench: $(DEMO)  ## measure throughput and latency beside what the hardware allows; QUICK=1: under ten minutes
-	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.service.bench $(if $(QUICK),--quick)
 
 fuzz: $(DEMO)  ## send 10,000 damaged images and parameters, or COUNT, from SEED (0)
-	$(BIN)/python tests/fuzz.py --count $(or $(COUNT),10000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tools.fuzz --count $(or $(COUNT),10000) --seed $(or $(SEED),0)
 
 lint: $(READY)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@# One at a time: all are the module `model`.
+	@set -e; for model in model_repository/*/1/model.py server/clipchoir_server/backends/*/model.py; do \
+	    $(BIN)/mypy $$model; done
 
 source: $(READY)  ## render model_repository/ from the real pair's spec again
 	$(BIN)/clipchoir-export source scenes model_repository

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 
-from canvas import Array, Canvas, Colour, Light, as_mask, mix, smoothstep, to_rgb
+from demo.canvas import Array, Canvas, Colour, Light, as_mask, mix, smoothstep, to_rgb
 
 TIMES = ("day", "sunset", "night")
 WEATHERS = ("clear", "cloudy", "fog", "rain", "snow")

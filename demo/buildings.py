@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from canvas import Canvas, Colour, Light, pick, scale, vary
-from facades import WALLS, Facade, paint_facade
-from plants import paint_crown
+from demo.canvas import Canvas, Colour, Light, pick, scale, vary
+from demo.facades import WALLS, Facade, paint_facade
+from demo.plants import paint_crown
 
 
 def _tower(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training_set import Facts
+from demo.training_set import Facts
 
 _SUBJECTS: dict[str, tuple[str, ...]] = {
     "Buildings": (

@@ -10,8 +10,8 @@ import torch
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-import pairs
-from scenes import CLASSES
+from demo import pairs
+from demo.scenes import CLASSES
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Measure the demo's ensemble on scenes that training never saw, and write the figures into the model cards.
 
-    python demo/evaluate.py
+    python -m demo.evaluate
 
 Pictures go through the arithmetic that the served ensemble is defined by, written here with Pillow, torch and float64
 numpy: squash-resize, sharpen, normalise, encode, softmax over all prompts, weighted sum, mean per class.
@@ -24,11 +24,11 @@ from PIL import Image, ImageEnhance
 from rich.console import Console
 from rich.progress import track
 
-import cards
-from cards import Figures
-from clipchoir_export import encoders
+from clipchoir_export.families import registry as encoders
 from clipchoir_export.spec import EncoderSpec, EnsembleSpec, find_ensemble, load_ensemble, load_label_set
-from scenes import CLASSES, render
+from demo import cards
+from demo.cards import Figures
+from demo.scenes import CLASSES, render
 
 HELD_OUT_SEED, BLURRED_SEED = 20_000_000, 30_000_000
 

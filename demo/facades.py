@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from canvas import Canvas, Colour, Light, Point, apply, homography, mix, pick, scale, vary
+from demo.canvas import Canvas, Colour, Light, Point, apply, homography, mix, pick, scale, vary
 
 WALLS: tuple[Colour, ...] = (
     (176, 92, 70),

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from clipchoir_export.eva_clip import EvaClipConfig, build_image_tower, build_text_tower, to_hugging_face
+from clipchoir_export.families.eva_clip import EvaClipConfig, build_image_tower, build_text_tower, to_hugging_face
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"
 LOGIT_SCALE = 100.0

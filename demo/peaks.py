@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image, ImageOps
 
-from canvas import (
+from demo.canvas import (
     Array,
     Canvas,
     Colour,
@@ -20,7 +20,7 @@ from canvas import (
     smoothstep,
     vary,
 )
-from plants import paint_conifer
+from demo.plants import paint_conifer
 
 _ROCKS: tuple[Colour, ...] = ((116, 106, 98), (96, 98, 104), (138, 118, 100), (104, 92, 84), (126, 124, 122))
 _SNOW = np.array((238, 243, 248), np.float32)

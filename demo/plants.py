@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from canvas import Array, Canvas, Colour, Light, Point, mix, noise, pick, profile, scale, smoothstep, vary
+from demo.canvas import Array, Canvas, Colour, Light, Point, mix, noise, pick, profile, scale, smoothstep, vary
 
 _LEAVES: dict[str, tuple[Colour, ...]] = {
     "summer": ((58, 104, 40), (76, 122, 48), (44, 88, 44), (96, 134, 58)),

@@ -14,7 +14,7 @@ What to try next:
   make serve                                     keep the server up (gRPC 8001, HTTP 8000, metrics 8002), then:
   .venv/bin/clipchoir classify YOUR_IMAGES       classify your own images; a folder works, too
   .venv/bin/clipchoir classify YOUR_IMAGES --weights 1,0 --json
-  .venv/bin/python demo/scenes.py render --count 60 --seed 7 fresh && .venv/bin/clipchoir evaluate fresh
+  .venv/bin/python -m demo.scenes render --count 60 --seed 7 fresh && .venv/bin/clipchoir evaluate fresh
   README.md                                      how to build a repository of your own encoders and label sets
 """
 

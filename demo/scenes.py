@@ -1,8 +1,8 @@
 """Six classes of procedural scenes, drawn from a seed: the demo's training and test pictures.
 
-    python demo/scenes.py contact-sheet sheet.png
-    python demo/scenes.py render --count 100 --seed 7 pictures/
-    python demo/scenes.py samples demo/samples
+    python -m demo.scenes contact-sheet sheet.png
+    python -m demo.scenes render --count 100 --seed 7 pictures/
+    python -m demo.scenes samples demo/samples
 
 The same seed gives the same picture wherever the same versions of numpy and Pillow run. Pictures are drawn on a canvas
 of bounded size and then brought to the size asked for, so that a small picture is anti-aliased and a large one cheap.
@@ -22,13 +22,9 @@ import typer
 from PIL import Image, ImageDraw
 from rich.progress import track
 
-import buildings
-import peaks
-import plants
-import street
-import water
-from atmosphere import add_weather, choose_light, degrade, paint_sky
-from canvas import Canvas, Light
+from demo import buildings, peaks, plants, street, water
+from demo.atmosphere import add_weather, choose_light, degrade, paint_sky
+from demo.canvas import Canvas, Light
 
 CLASSES = ("Buildings", "Forests", "Glacier", "Mountains", "Sea", "Street")
 SMALLEST, LARGEST = (150, 150), (1600, 1200)

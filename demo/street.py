@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from canvas import Canvas, Colour, Light, Point, ground_texture, noise, pick, scale, vary
-from facades import Facade, paint_facade
-from plants import paint_crown
+from demo.canvas import Canvas, Colour, Light, Point, ground_texture, noise, pick, scale, vary
+from demo.facades import Facade, paint_facade
+from demo.plants import paint_crown
 
 _CARS: tuple[Colour, ...] = (
     (190, 30, 30),

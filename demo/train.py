@@ -1,6 +1,6 @@
 """Train the two demo checkpoints from scratch, on a CPU.
 
-    python demo/train.py
+    python -m demo.train
 
 renders the training pictures (once), trains both pairs one after the other, and writes their weights beside the configs
 in `demo/checkpoints`. Everything is seeded: the same versions of torch, numpy and Pillow, on the same kind of processor
@@ -26,10 +26,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import pairs
-import training_set
-from captions import is_true, true_claims, write_caption
-from training_set import SIDE, TrainingSet
+from demo import pairs, training_set
+from demo.captions import is_true, true_claims, write_caption
+from demo.training_set import SIDE, TrainingSet
 
 SEEDS = {"demo-metaclip": 11, "demo-evaclip": 23}
 UNUSED_TOKEN = 2.0**-6

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from rich.progress import Progress
 
-from scenes import CLASSES, SMALLEST, Scene, bounded_size, render
+from demo.scenes import CLASSES, SMALLEST, Scene, bounded_size, render
 
 SIDE = 256
 """Side of the stored pictures: a little more than the encoders see, so that they can be cropped."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from canvas import (
+from demo.canvas import (
     Canvas,
     Colour,
     Light,

@@ -83,8 +83,8 @@ def build(
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
         # Takes seconds to import: not before the spec is right.
-        from clipchoir_export.encoder_build import BuildOptions
-        from clipchoir_export.repository import build_repository
+        from clipchoir_export.build.encoder import BuildOptions
+        from clipchoir_export.build.repository import build_repository
 
         target = repository or Path("build") / spec.name
         options = BuildOptions(verify.value, link_weights, text_encoders, offline)
@@ -110,7 +110,7 @@ def embed(
     """
     with _reporting():
         found = read_label_set(label_set, name)
-        from clipchoir_export.label_set_embedding import embed_label_set
+        from clipchoir_export.build.label_sets import embed_label_set
 
         with _resumable_progress() as progress:
             file, is_new = embed_label_set(repository, found, progress)
@@ -152,8 +152,8 @@ def source(
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
-        from clipchoir_export.encoders import describe_all
-        from clipchoir_export.repository import write_source
+        from clipchoir_export.build.repository import write_source
+        from clipchoir_export.families.registry import describe_all
 
         write_source(spec, describe_all(spec, path), repository)
 
@@ -212,7 +212,7 @@ def tensorrt(
 ) -> None:
     """Write what building TensorRT engines needs: for each encoder a config, and a script that builds and checks."""
     with _reporting():
-        from clipchoir_export.tensorrt_engines import SERVE, build_command, write_engine_builds
+        from clipchoir_export.tensorrt.engines import SERVE, build_command, write_engine_builds
 
         for model in write_engine_builds(repository, opt_batch):
             _say(f"{model}: wrote {model}/configs/tensorrt.pbtxt, {model}/tensorrt/build.sh and what that needs")

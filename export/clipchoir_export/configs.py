@@ -7,9 +7,9 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 
-from clipchoir_export.ensembling_step import CONTEXT_LENGTH
+from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
-from clipchoir_export.towers import Architecture
+from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
 
 UNBUILT = "unbuilt"
 _UNBUILT_ENCODER = {"fingerprint": UNBUILT, "embedding_id": UNBUILT}

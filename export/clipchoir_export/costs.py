@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from clipchoir_export.towers import Tower
+from clipchoir_export.families.towers import Tower
 
 
 def parameters(tower: Tower) -> int:

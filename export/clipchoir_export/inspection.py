@@ -8,13 +8,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from clipchoir_export.build.encoder import ENSEMBLING, IMAGE_ENCODER, TEXT_ENCODER, added_label_sets, label_set_file
+from clipchoir_export.build.publishing import CONFIG, newest, read_manifest, versions
+from clipchoir_export.build.repository import LABEL_SETS, PREPROCESS, ZERO_SHOT
 from clipchoir_export.configs import text_model
-from clipchoir_export.encoder_build import ENSEMBLING, IMAGE_ENCODER, TEXT_ENCODER, added_label_sets, label_set_file
-from clipchoir_export.ensembling_step import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_export.errors import RepositoryError
-from clipchoir_export.onnx_files import MODEL
-from clipchoir_export.publishing import CONFIG, newest, read_manifest, versions
-from clipchoir_export.repository import LABEL_SETS, PREPROCESS, ZERO_SHOT
+from clipchoir_export.onnx.files import MODEL
+from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 
 HEADINGS = ("model", "version", "size", "precision", "parameters", "fingerprint", "agreement")
 

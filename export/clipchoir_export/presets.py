@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from clipchoir_export import costs, encoders
+from clipchoir_export import costs
 from clipchoir_export.spec import Precision, load_ensemble, shipped_ensembles
 
 _BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
@@ -54,7 +54,7 @@ def presets() -> list[Preset]:
         spec = load_ensemble(path)
         rows = []
         for encoder in spec.encoders:
-            tower, architecture = encoders.image_skeleton(encoder, path)
+            tower, architecture = registry.image_skeleton(encoder, path)
             parameters = sum(each.numel() for each in tower.parameters())
             rows.append(
                 Preset(

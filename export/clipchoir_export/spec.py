@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from clipchoir_export.ensembling_step import LabelSet, LabelSetError
 from clipchoir_export.errors import SpecError
 from clipchoir_export.resources import resource
+from clipchoir_steps.label_sets.spec import LabelSet, LabelSetError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -315,7 +315,7 @@ def read_label_set(name_or_path: str, name: str | None = None) -> LabelSet:
 def checkpoint_path(checkpoint: str, spec_path: Path) -> Path:
     """Where a checkpoint lies: `builtin:NAME` comes with clipchoir, other paths are relative to the spec."""
     if checkpoint.startswith(_BUILTIN):
-        return resource("checkpoints") / checkpoint.removeprefix(_BUILTIN)
+        return resource("demo_checkpoints") / checkpoint.removeprefix(_BUILTIN)
     return spec_path.resolve().parent / Path(checkpoint).expanduser()
 
 

@@ -11,8 +11,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
-from clipchoir_export.ensembling_step import LabelSet, PromptTokenizer
-from clipchoir_export.towers import Tower
+from clipchoir_export.families.towers import Tower
+from clipchoir_steps.label_sets.spec import LabelSet
+from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
 
 BATCH = 64  # prompts
 # How CLIP cuts text into words before merging byte pairs.

@@ -1,0 +1,296 @@
+"""EVA-CLIP checkpoints (8B, 18B and smaller ones of the same layout), without remote code.
+
+The image tower is timm's `Eva`, the text tower open_clip's `TextTransformer`; both reproduce the published
+modelling code (github.com/baaivision/EVA, `EVA-CLIP-18B`) to float32 accuracy. Weights are read in the Hugging
+Face key layout (`vision_model.*`, `text_model.*`) and in the older one of a single file (`visual.*`, `text.*`).
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from open_clip.transformer import LayerNorm, TextTransformer
+from timm.layers import RmsNorm
+from timm.models.eva import Eva
+from torch import Tensor, nn
+
+from clipchoir_export.checkpoints.checks import StateDict, check_shapes
+from clipchoir_export.checkpoints.stored_tensors import StoredTensor, concatenated
+from clipchoir_export.errors import CheckpointError
+from clipchoir_export.families.towers import Tower
+
+
+@dataclass(frozen=True)
+class TowerConfig:
+    """Size of one transformer tower."""
+
+    width: int
+    layers: int
+    heads: int
+    mlp_width: int
+
+
+@dataclass(frozen=True)
+class EvaClipConfig:
+    """What distinguishes one EVA-CLIP from another."""
+
+    image: TowerConfig
+    text: TowerConfig
+    embedding_dim: int
+    post_norm: bool
+    image_size: int = 224
+    patch_size: int = 14
+    image_eps: float = 1e-6
+    text_eps: float = 1e-5
+    context_length: int = 77
+    vocab_size: int = 49408
+
+    @classmethod
+    def from_json(cls, path: Path) -> "EvaClipConfig":
+        """Read a Hugging Face `config.json`.
+
+        Raises:
+            CheckpointError: a key is missing, or the checkpoint is of a kind that these towers do not compute.
+        """
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+            vision, text = config["vision_config"], config["text_config"]
+            _check_supported(path, vision, text)
+            return cls(
+                image=_tower(vision),
+                text=_tower(text),
+                embedding_dim=config["projection_dim"],
+                post_norm=bool(vision.get("post_layernorm", False)),
+                image_size=vision.get("image_size", cls.image_size),
+                patch_size=vision.get("patch_size", cls.patch_size),
+                image_eps=vision.get("layer_norm_eps", cls.image_eps),
+                text_eps=text.get("layer_norm_eps", cls.text_eps),
+                context_length=text.get("max_position_embeddings", cls.context_length),
+                vocab_size=text.get("vocab_size", cls.vocab_size),
+            )
+        except KeyError as error:
+            raise CheckpointError(f"{path}: key {error} is missing; an EVA-CLIP config.json has it") from error
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path}: cannot be read as an EVA-CLIP config.json: {error}") from error
+
+
+def _tower(config: Mapping[str, Any]) -> TowerConfig:
+    return TowerConfig(
+        width=config["hidden_size"],
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        mlp_width=config["intermediate_size"],
+    )
+
+
+def _check_supported(path: Path, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
+    for section, config, key, expected in (
+        ("vision_config", vision, "use_rms_norm", True),
+        ("vision_config", vision, "q_bias", False),
+        ("vision_config", vision, "k_bias", False),
+        ("vision_config", vision, "v_bias", False),
+        ("text_config", text, "use_rms_norm", False),
+    ):
+        value = config.get(key, expected)
+        if value != expected:
+            raise CheckpointError(f"{path}: {section}.{key} is {value}; EVA-CLIP 8B and 18B have {expected}")
+
+
+_TEXT = TowerConfig(width=1280, layers=32, heads=20, mlp_width=5120)
+_IMAGE_8B = TowerConfig(width=4096, layers=32, heads=32, mlp_width=20480)
+_IMAGE_18B = TowerConfig(width=5120, layers=48, heads=40, mlp_width=25600)
+
+KNOWN_CONFIGS = {
+    "EVA-CLIP-8B": EvaClipConfig(_IMAGE_8B, _TEXT, embedding_dim=1280, post_norm=False),
+    "EVA-CLIP-8B-448": EvaClipConfig(_IMAGE_8B, _TEXT, embedding_dim=1280, post_norm=False, image_size=448),
+    "EVA-CLIP-18B": EvaClipConfig(_IMAGE_18B, _TEXT, embedding_dim=1536, post_norm=True),
+}
+"""The published checkpoints (Sun et al., "EVA-CLIP-18B", arXiv 2402.04252)."""
+
+
+def build_image_tower(config: EvaClipConfig, fused_qkv: bool = True) -> Eva:
+    """An uninitialised image tower: float32 (N, 3, S, S) normalised pixels -> (N, embedding_dim).
+
+    Args:
+        config: which one.
+        fused_qkv: one projection for queries, keys and values instead of three.
+    """
+    tower = Eva(
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        num_classes=config.embedding_dim,
+        global_pool="token",
+        embed_dim=config.image.width,
+        depth=config.image.layers,
+        num_heads=config.image.heads,
+        qkv_bias=False,
+        qkv_fused=fused_qkv,
+        mlp_ratio=config.image.mlp_width / config.image.width,
+        use_post_norm=config.post_norm,
+        use_abs_pos_emb=True,
+        norm_layer=partial(RmsNorm, eps=config.image_eps),
+    )
+    tower.head = nn.Linear(config.image.width, config.embedding_dim, bias=False)
+    return tower
+
+
+def build_text_tower(config: EvaClipConfig) -> TextTransformer:
+    """An uninitialised text tower: int64 (N, context_length) tokens -> (N, embedding_dim), pooled at the EOT."""
+    return TextTransformer(
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        width=config.text.width,
+        heads=config.text.heads,
+        layers=config.text.layers,
+        mlp_ratio=config.text.mlp_width / config.text.width,
+        output_dim=config.embedding_dim,
+        norm_layer=partial(LayerNorm, eps=config.text_eps),
+    )
+
+
+@dataclass(frozen=True)
+class KeyRule:
+    """How one tensor of a tower is made of a checkpoint's tensors (and back)."""
+
+    ours: str
+    theirs: tuple[str, ...]  # more than one: concatenated along the first axis
+    leading_axes: int = 0  # axes of length 1 that the tower has in front
+    transposed: bool = False
+
+    def read(self, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
+        tensor = concatenated([tensors[name] for name in self.theirs])
+        if self.transposed:
+            tensor = tensor.transposed()
+        return tensor.reshaped((1,) * self.leading_axes + tensor.shape) if self.leading_axes else tensor
+
+    def write(self, tensor: Tensor) -> StateDict:
+        tensor = tensor.reshape(tensor.shape[self.leading_axes :])
+        if self.transposed:
+            tensor = tensor.t()
+        return dict(zip(self.theirs, tensor.chunk(len(self.theirs)), strict=True))
+
+
+def image_key_rules(config: EvaClipConfig, fused_qkv: bool = True) -> list[KeyRule]:
+    """Rules for every tensor of the image tower, in the Hugging Face layout."""
+    embeddings = "vision_model.embeddings."
+    rules = [
+        KeyRule("cls_token", (embeddings + "class_embedding",), leading_axes=2),
+        KeyRule("pos_embed", (embeddings + "position_embedding.weight",), leading_axes=1),
+        KeyRule("patch_embed.proj.weight", (embeddings + "patch_embedding.weight",)),
+        KeyRule("patch_embed.proj.bias", (embeddings + "patch_embedding.bias",)),
+        KeyRule("norm.weight", ("vision_model.post_layernorm.weight",)),
+        KeyRule("head.weight", ("visual_projection.weight",)),
+    ]
+    for index in range(config.image.layers):
+        ours, theirs = f"blocks.{index}.", f"vision_model.encoder.layers.{index}."
+        if fused_qkv:
+            rules.append(_qkv_rule(ours + "attn.qkv.weight", theirs, "weight"))
+        else:
+            rules += [KeyRule(f"{ours}attn.{x}_proj.weight", (f"{theirs}self_attn.{x}_proj.weight",)) for x in "qkv"]
+        rules += [
+            KeyRule(ours + our_name, (theirs + their_name,))
+            for our_name, their_name in (
+                ("attn.proj.weight", "self_attn.out_proj.weight"),
+                ("attn.proj.bias", "self_attn.out_proj.bias"),
+                ("norm1.weight", "layer_norm1.weight"),
+                ("norm2.weight", "layer_norm2.weight"),
+                ("mlp.fc1.weight", "mlp.fc1.weight"),
+                ("mlp.fc1.bias", "mlp.fc1.bias"),
+                ("mlp.fc2.weight", "mlp.fc2.weight"),
+                ("mlp.fc2.bias", "mlp.fc2.bias"),
+            )
+        ]
+    return rules
+
+
+def text_key_rules(config: EvaClipConfig) -> list[KeyRule]:
+    """Rules for every tensor of the text tower, in the Hugging Face layout."""
+    embeddings = "text_model.embeddings."
+    rules = [
+        KeyRule("token_embedding.weight", (embeddings + "token_embedding.weight",)),
+        KeyRule("positional_embedding", (embeddings + "position_embedding.weight",)),
+        KeyRule("ln_final.weight", ("text_model.final_layer_norm.weight",)),
+        KeyRule("ln_final.bias", ("text_model.final_layer_norm.bias",)),
+        KeyRule("text_projection", ("text_projection.weight",), transposed=True),
+    ]
+    for index in range(config.text.layers):
+        ours, theirs = f"transformer.resblocks.{index}.", f"text_model.encoder.layers.{index}."
+        for kind in ("weight", "bias"):
+            rules.append(_qkv_rule(f"{ours}attn.in_proj_{kind}", theirs, kind))
+            rules += [
+                KeyRule(f"{ours}{our_name}.{kind}", (f"{theirs}{their_name}.{kind}",))
+                for our_name, their_name in (
+                    ("attn.out_proj", "self_attn.out_proj"),
+                    ("ln_1", "layer_norm1"),
+                    ("ln_2", "layer_norm2"),
+                    ("mlp.c_fc", "mlp.fc1"),
+                    ("mlp.c_proj", "mlp.fc2"),
+                )
+            ]
+    return rules
+
+
+def _qkv_rule(ours: str, layer: str, kind: str) -> KeyRule:
+    return KeyRule(ours, tuple(f"{layer}self_attn.{part}_proj.{kind}" for part in "qkv"))
+
+
+_NOT_IN_A_TOWER = re.compile(r"logit_scale|.*\.position_ids")
+
+
+def open_towers(
+    tensors: Mapping[str, StoredTensor], config: EvaClipConfig, fused_qkv: bool = True
+) -> tuple[Tower, Tower]:
+    """Both towers of a checkpoint in either layout; no weight is read.
+
+    Args:
+        tensors: of the whole checkpoint.
+        config: what it should hold.
+        fused_qkv: whether the image tower joins the three projections of its attention. The older layout may have
+            them joined already; there it is so in any case.
+
+    Returns:
+        The image tower and the text tower.
+
+    Raises:
+        CheckpointError: keys are missing or unexpected, or shapes differ; the message names them.
+    """
+    is_single_file = any(name.startswith("visual.") for name in tensors)
+    if is_single_file:
+        fused_qkv = fused_qkv or "visual.blocks.0.attn.qkv.weight" in tensors
+    image_rules, text_rules = image_key_rules(config, fused_qkv), text_key_rules(config)
+    if is_single_file:
+        image_rules = [_single_file_rule("visual.", rule, tensors) for rule in image_rules]
+        text_rules = [_single_file_rule("text.", rule, tensors) for rule in text_rules]
+    present = {name: tensor for name, tensor in tensors.items() if not _NOT_IN_A_TOWER.fullmatch(name)}
+    builders = partial(build_image_tower, config, fused_qkv), partial(build_text_tower, config)
+    wanted: StateDict = {}
+    for build, rules in zip(builders, (image_rules, text_rules), strict=True):
+        with torch.device("meta"):
+            state = build().state_dict()
+        for rule in rules:
+            wanted |= rule.write(state[rule.ours])
+    check_shapes(wanted, present)
+    return (
+        Tower(builders[0], {rule.ours: rule.read(tensors) for rule in image_rules}),
+        Tower(builders[1], {rule.ours: rule.read(tensors) for rule in text_rules}),
+    )
+
+
+def to_hugging_face(image: StateDict, text: StateDict, logit_scale: Tensor, config: EvaClipConfig) -> StateDict:
+    """State dicts of both towers in the Hugging Face layout; `logit_scale` is a logarithm, as checkpoints store it."""
+    tensors = {"logit_scale": logit_scale.reshape(())}
+    for rules, tower in ((image_key_rules(config), image), (text_key_rules(config), text)):
+        for rule in rules:
+            tensors.update(rule.write(tower[rule.ours]))
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _single_file_rule(prefix: str, rule: KeyRule, tensors: Mapping[str, StoredTensor]) -> KeyRule:
+    whole = prefix + rule.ours
+    parts = tuple(whole.replace(".qkv.", f".{part}_proj.") for part in "qkv")
+    return KeyRule(rule.ours, parts if ".qkv." in whole and parts[0] in tensors else (whole,))

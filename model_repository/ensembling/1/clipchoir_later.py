@@ -1,1 +1,0 @@
-../../preprocess/1/clipchoir_later.py

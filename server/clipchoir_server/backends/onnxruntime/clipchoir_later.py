@@ -1,1 +1,0 @@
-../../../../model_repository/preprocess/1/clipchoir_later.py

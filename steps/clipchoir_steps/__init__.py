@@ -1,0 +1,1 @@
+"""What runs inside Triton's Python steps, and the rules that client and export share with them."""

@@ -1,0 +1,1 @@
+"""Label sets: their rules, their prompts and the text embeddings of these."""

@@ -1,0 +1,1 @@
+"""Embeddings -> the public outputs."""
