@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from clipchoir_export import costs
+from clipchoir_export.families import registry
 from clipchoir_export.spec import Precision, load_ensemble, shipped_ensembles
 
 _BYTES: Mapping[Precision, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
