@@ -23,7 +23,7 @@ def test_a_file_is_replaced_when_the_block_ends_and_keeps_its_permissions(tmp_pa
 def test_a_failure_leaves_what_was_there_and_nothing_beside_it(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "answers.csv"
     path.write_text("old")
-    with pytest.raises(error), atomic.replacing(path) as file:
+    with pytest.raises(error), atomic.replacing(path) as file:  # noqa: PT012
         file.write(b"half")
         raise error
     assert path.read_text() == "old"
