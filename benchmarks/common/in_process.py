@@ -35,6 +35,7 @@ from clipchoir_steps.preprocess.batch import Batch, Decoder
 from clipchoir_steps.preprocess.decode import Limits
 from clipchoir_steps.preprocess.settings import Settings
 from clipchoir_steps.scoring.formula import score
+from clipchoir_steps.scoring.options import SOFTMAX_MEAN, Scoring
 from demo import scenes
 
 ROOT = Path(__file__).parents[2]
@@ -104,9 +105,8 @@ class InProcess:
             embeddings = [self._encode(first, pixels), *(each.result() for each in later)]
         else:
             embeddings = [self._encode(session, pixels) for session in self._sessions]
-        texts = [self._texts.embeddings[name] for name in self.encoders]
-        weights = tuple(1 / len(texts) for _ in texts)
-        return score(embeddings, texts, self._texts.prompt_counts, weights, 100.0, 0.0).ensemble
+        texts = [self._texts.texts(name, SOFTMAX_MEAN) for name in self.encoders]
+        return score(embeddings, texts, Scoring((1.0,) * len(texts), 100.0, 0.0, SOFTMAX_MEAN)).ensemble
 
     def _encode(self, session: onnxruntime.InferenceSession, pixels: np.ndarray) -> np.ndarray:
         """(N, S, S, 3) -> (N, D)."""

@@ -21,7 +21,8 @@ import torch
 import typer
 from numpy.typing import NDArray
 
-from clipchoir_steps.scoring.formula import AGGREGATES, SOFTMAX_MEAN, class_embeddings, score
+from clipchoir_steps.scoring.formula import Texts, score
+from clipchoir_steps.scoring.options import MEAN_EMBEDDING, SOFTMAX_MEAN, Scoring
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,31 +64,27 @@ def main(quick: Annotated[bool, typer.Option("--quick", help="Fewer rounds; writ
     for classes, templates in SHAPES:
         counts = np.full(classes, templates)
         prompts = [unit(generator, classes * templates, dim) for dim in DIMS]
-        for aggregate in AGGREGATES:
+        for aggregate in (SOFTMAX_MEAN, MEAN_EMBEDDING):
             if aggregate != SOFTMAX_MEAN and (classes, templates) == SHAPES[-1]:
                 continue  # as many embeddings as of the shape before it
-            if aggregate == SOFTMAX_MEAN:
-                texts, of_each = prompts, counts
-            else:
-                texts, of_each = [class_embeddings(each, counts) for each in prompts], np.ones(classes, np.int64)
+            texts = [Texts.of(each, counts, aggregate) for each in prompts]
+            how = Scoring((0.5, 0.5), 100.0, 0.0, aggregate)
             for batch in BATCHES:
                 images = [unit(generator, batch, dim) for dim in DIMS]
 
-                def scoring(
-                    images: list[Array] = images, texts: list[Array] = texts, of_each: Counts = of_each
-                ) -> None:
-                    score(images, texts, of_each, (0.5, 0.5), 100.0, 0.0)
+                def scoring(images: list[Array] = images, texts: list[Texts] = texts, how: Scoring = how) -> None:
+                    score(images, texts, how)
 
-                def product(images: list[Array] = images, texts: list[Array] = texts) -> None:
+                def product(images: list[Array] = images, texts: list[Texts] = texts) -> None:
                     for one, other in zip(images, texts, strict=True):
-                        one @ other.T
+                        one @ other.distinct.T
 
                 scoring()
                 times = [
                     (seconds(scoring) / batch, seconds(product) / batch, seconds(encode) / 8) for _ in range(rounds)
                 ]
                 cost, bound, encoder = (statistics.median(each) for each in zip(*times, strict=True))
-                gflop = 2 * sum(DIMS) * len(texts[0]) / 1e9
+                gflop = 2 * sum(DIMS) * len(texts[0].distinct) / 1e9
                 lines.append(
                     f"| {classes} x {templates} | {aggregate} | {batch} | {1000 * cost:.2f} | {cost / bound:.2f} "
                     f"| {cost / (2 * encoder):.1%} | {gflop / PAIR_OF_RECIPE:.4%} |"

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
+from clipchoir_steps.scoring.outputs import public_outputs
 
 UNBUILT = "unbuilt"
 _UNBUILT_ENCODER = {"fingerprint": UNBUILT, "embedding_id": UNBUILT}
@@ -64,7 +65,7 @@ def render_configs(
         "architectures": architectures,
         "pixels": _pixel_tensors(architectures),
         "identity": identity,
-        "outputs": public_outputs(architectures),
+        "outputs": public_outputs({name: each.embedding_dim for name, each in architectures.items()}),
         "context_length": CONTEXT_LENGTH,
         # Label sets are embedded by every encoder, or by none.
         "text_models": ",".join(f"{name}={text_model(name)}" for name in architectures)
@@ -107,33 +108,6 @@ def load_template(name: str) -> Template:
 def text_model(encoder: str) -> str:
     """Name of the Triton model of an encoder's text tower."""
     return f"{encoder}_text"
-
-
-@dataclass(frozen=True)
-class Output:
-    """A tensor that clients may ask `zero_shot` for, made by `ensembling`."""
-
-    name: str
-    data_type: str
-    dims: str
-    meaning: str
-
-
-def public_outputs(architectures: Mapping[str, Architecture]) -> list[Output]:
-    """The outputs of an ensemble of these encoders."""
-    embeddings = [
-        Output(f"{name}_embedding", "TYPE_FP32", f"{architecture.embedding_dim}", "unit-length image embedding")
-        for name, architecture in architectures.items()
-    ]
-    return [
-        Output("label", "TYPE_STRING", "1", "best class"),
-        Output("score", "TYPE_FP32", "1", "its score"),
-        Output("scores", "TYPE_FP32", "-1", "class scores, sum 1"),
-        Output("classes", "TYPE_STRING", "-1", "class names, in the order of the scores"),
-        Output("encoder_scores", "TYPE_FP32", f"{len(architectures)}, -1", "the scores by each encoder alone"),
-        *embeddings,
-        Output("error", "TYPE_STRING", "1", "empty, or why this row has no scores"),
-    ]
 
 
 def _pixel_tensors(architectures: Mapping[str, Architecture]) -> dict[int, str]:

@@ -1,13 +1,32 @@
-"""Log lines that machines read: one JSON object each."""
+"""Log lines that machines read: one JSON object each, with `event`, `step` and, where there is one, `request_id`."""
 
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 
-def event(name: str, step: str, request_id: str, **facts: object) -> str:
-    """A line that says what happened in which step of the ensemble to which request."""
-    return json.dumps({"event": name, "step": step, "request_id": request_id, **facts})
+class Events:
+    """Writes a step's events to Triton's log."""
+
+    def __init__(self, pb_utils: Any, step: str) -> None:
+        self._log = pb_utils.Logger
+        self._step = step
+
+    def info(self, event: str, **facts: object) -> None:
+        """Something that people may want to know of happened."""
+        self._log.log_info(self._line(event, facts))
+
+    def warn(self, event: str, **facts: object) -> None:
+        """Something has to be looked after; the step goes on."""
+        self._log.log_warn(self._line(event, facts))
+
+    def error(self, event: str, **facts: object) -> None:
+        """A request has failed."""
+        self._log.log_error(self._line(event, facts))
+
+    def _line(self, event: str, facts: dict[str, object]) -> str:
+        return json.dumps({"event": event, "step": self._step, **facts})
 
 
 class Pace:

@@ -1,72 +1,76 @@
-"""Prometheus metrics of the ensembling step, served by Triton beside its own."""
+"""The steps' Prometheus metrics, which Triton serves beside its own: their table, and the one way to change them."""
 
 import threading
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 
-AD_HOC = "ad-hoc"
+@dataclass(frozen=True)
+class Family:
+    """Metrics of one name, told apart by their labels. `docs/metrics.md` says what each is for.
+
+    Attributes:
+        name: in Prometheus.
+        kind: the same wherever the name is used: two kinds of one name crash Triton while it loads.
+        description: for people.
+        labels: names of the labels.
+    """
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    description: str
+    labels: tuple[str, ...] = ()
+
+
+IMAGES = Family("clipchoir_images_total", "counter", "Images by outcome.", ("outcome",))
+DECODE_ERRORS = Family(
+    "clipchoir_decode_errors_total", "counter", "Rejected images by what is wrong with them.", ("kind",)
+)
+LABEL_SET_REQUESTS = Family(
+    "clipchoir_label_set_requests_total", "counter", "Requests by where their label set was found", ("found",)
+)
+PROMPTS_EMBEDDED = Family("clipchoir_prompts_embedded_total", "counter", "Prompts that label sets of requests brought")
+LABEL_SET_BYTES = Family(
+    "clipchoir_label_set_bytes", "gauge", "Size of the label sets that requests brought", ("where",)
+)
+PREDICTIONS = Family(
+    "clipchoir_predictions_total", "counter", "Images by label set and best class", ("label_set", "label")
+)
+AGREEMENT = Family("clipchoir_agreement_images_total", "counter", "Images by whether all encoders agree", ("agreed",))
+BATCH_SECONDS = Family(
+    "clipchoir_pass_seconds_total", "counter", "Seconds of the batches of a step that answers deferred.", ("model",)
+)
 
 
 class Metrics:
-    """Counters and gauges; `docs/metrics.md` says what each is for. Safe to use from any thread."""
+    """The metrics that one process changes. Safe to use from any thread."""
 
     def __init__(self, pb_utils: Any) -> None:
-        counter, gauge = pb_utils.MetricFamily.COUNTER, pb_utils.MetricFamily.GAUGE
-
-        def family(name: str, description: str, kind: Any) -> Any:
-            return pb_utils.MetricFamily(name=f"clipchoir_{name}", description=description, kind=kind)
-
-        self._families = {
-            "requests": family("label_set_requests_total", "Requests by where their label set was found", counter),
-            "prompts": family("prompts_embedded_total", "Prompts that label sets of requests brought", counter),
-            "predictions": family("predictions_total", "Images by label set and best class", counter),
-            "agreement": family("agreement_images_total", "Images by whether all encoders agree", counter),
-            "bytes": family("label_set_bytes", "Size of the label sets that requests brought", gauge),
-        }
+        self._pb_utils = pb_utils
+        self._families: dict[str, Any] = {}  # Triton's metrics need them alive
         self._metrics: dict[tuple[str, ...], Any] = {}
         self._lock = threading.Lock()  # two threads that use a metric of Triton's at once crash the whole server
-        self._metric("prompts").increment(0)
 
-    def found(self, where: str, embedded: int = 0) -> None:
-        """A request's label set was found here; so many prompts had to be embedded for it."""
+    def add(self, family: Family, amount: float, **labels: str) -> None:
+        """Add to a counter, 0 to make it appear; each change is a message to the server, of some 20 microseconds."""
         with self._lock:
-            self._metric("requests", found=where).increment(1)
-            if embedded:
-                self._metric("prompts").increment(embedded)
+            self._metric(family, labels).increment(amount)
 
-    def held(self, memory: int, files: int) -> None:
-        """How large the label sets of requests are."""
+    def set(self, family: Family, value: float, **labels: str) -> None:
+        """Set a gauge."""
         with self._lock:
-            self._metric("bytes", where="memory").set(memory)
-            self._metric("bytes", where="disk").set(files)
+            self._metric(family, labels).set(value)
 
-    def predicted(
-        self, label_set: str, classes: Sequence[str], best: NDArray[np.intp], agreed: NDArray[np.bool_]
-    ) -> None:
-        """Images were scored.
-
-        Args:
-            label_set: name of a set of the repository, or `AD_HOC`, which stands for all others.
-            classes: of the set.
-            best: (N,) index of each image's best class.
-            agreed: (N,) whether it is the best class of every encoder.
-        """
-        yes = int(agreed.sum())
-        with self._lock:
-            if label_set == AD_HOC:
-                self._metric("predictions", label_set=AD_HOC, label="").increment(len(best))
-            else:
-                for index, count in zip(*np.unique(best, return_counts=True), strict=True):
-                    self._metric("predictions", label_set=label_set, label=classes[index]).increment(int(count))
-            for answer, count in (("yes", yes), ("no", len(agreed) - yes)):
-                if count:
-                    self._metric("agreement", agreed=answer).increment(count)
-
-    def _metric(self, family: str, **labels: str) -> Any:
-        key = (family, *labels.values())
+    def _metric(self, family: Family, labels: Mapping[str, str]) -> Any:
+        key = (family.name, *(labels[name] for name in family.labels))
         if key not in self._metrics:
-            self._metrics[key] = self._families[family].Metric(labels=labels)
+            if family.name not in self._families:
+                kinds = self._pb_utils.MetricFamily
+                self._families[family.name] = kinds(
+                    name=family.name,
+                    description=family.description,
+                    kind=kinds.COUNTER if family.kind == "counter" else kinds.GAUGE,
+                )
+            self._metrics[key] = self._families[family.name].Metric(labels=dict(labels))
         return self._metrics[key]

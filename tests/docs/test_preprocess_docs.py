@@ -3,12 +3,14 @@
 import re
 
 from clipchoir_export.spec import ServingSpec
+from clipchoir_steps import metrics
 from clipchoir_steps.preprocess import limits
 from clipchoir_steps.preprocess.decode import ErrorKind
 from clipchoir_steps.preprocess.settings import Settings
 from tests.conftest import ROOT
 
 TEXT = (ROOT / "docs" / "preprocess.md").read_text()
+DEFERRED = ROOT / "steps" / "clipchoir_steps" / "deferred.py"
 STEP = ROOT / "model_repository" / "preprocess"
 
 
@@ -40,6 +42,7 @@ def test_every_kind_of_error_is_there() -> None:
 def test_the_counters_and_events_are_the_codes() -> None:
     source = (ROOT / "steps" / "clipchoir_steps" / "preprocess" / "step.py").read_text()
     named = set(re.findall(r"`(clipchoir_\w+_total)\{", TEXT))
-    assert named == set(re.findall(r'"(clipchoir_\w+_total)"', source))
+    used = re.findall(r"self\.metrics\.add\((\w+)", source)
+    assert named == {getattr(metrics, family).name for family in used}
     events = set(re.findall(r"^- `(\w+)` \((?:error|info)\)", TEXT, re.MULTILINE))
-    assert events == set(re.findall(r'event\(\s*"(\w+)"', source))
+    assert events == set(re.findall(r'\.(?:info|warn|error)\(\s*"(\w+)"', source + DEFERRED.read_text()))

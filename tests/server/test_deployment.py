@@ -285,11 +285,9 @@ def test_every_alert_and_event_is_documented() -> None:
     alerts = [rule["alert"] for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]]
     assert re.findall(r"^\| `([A-Z]\w+)` \|", DOCS["metrics"], re.MULTILINE) == alerts
     events = set()
-    for source in (ROOT / "steps").rglob("step.py"):
-        events |= set(re.findall(r'event\(\s*"(\w+)"|"event": "(\w+)"', source.read_text()))
-    assert {one or other for one, other in events} == set(
-        re.findall(r"^\| `(\w+)` \| `(?:preprocess|ensembling)`", DOCS["metrics"], re.MULTILINE)
-    )
+    for source in (ROOT / "steps").rglob("*.py"):
+        events |= set(re.findall(r'(?:events|Events\(.*\))\.(?:info|warn|error)\(\s*"(\w+)"', source.read_text()))
+    assert events == set(re.findall(r"^\| `(\w+)` \| `(?:preprocess|ensembling)`", DOCS["metrics"], re.MULTILINE))
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")

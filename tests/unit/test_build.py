@@ -268,7 +268,8 @@ def test_an_interrupted_build_leaves_no_repository_and_goes_on_where_it_was(
     tiny_spec: Path, target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slow = (  # the step after the one that is looked for takes long
-        "import sys, time; from clipchoir_export import __main__, encoder_build; "
+        "import sys, time; from clipchoir_export import __main__; "
+        "from clipchoir_export.build import encoder as encoder_build; "
         "encoder_build.EncoderBuild._embed = lambda *_: time.sleep(120); "
         f"sys.argv[1:] = ['build', {str(tiny_spec)!r}, '--repository', {str(target)!r}]; __main__.main()"
     )

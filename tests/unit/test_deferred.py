@@ -1,5 +1,6 @@
 """Steps that answer later: in order, one pass at a time, and whatever happens to one of them."""
 
+import json
 import threading
 import time
 from collections.abc import Sequence
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from clipchoir_steps.deferred import Later
+from clipchoir_steps.deferred import DeferredBatches
+from clipchoir_steps.metrics import Metrics
 
 FINAL = 1
 
@@ -23,7 +25,7 @@ class Metric:
 
 
 class Family:
-    COUNTER = "counter"
+    COUNTER = GAUGE = "counter"
     metric: Metric  # the last one made
 
     def __init__(self, **what: str) -> None:
@@ -45,12 +47,23 @@ class Request:
     def get_response_sender(self) -> "Request":
         return self
 
+    def request_id(self) -> str:
+        return f"id of {self.name}"
+
     def send(self, response: Any, flags: int) -> None:
         assert flags == FINAL
         if self.gone:
             raise RuntimeError("cancelled")
         self.answers.append(response)
         self.answered.set()
+
+
+class TritonError(str):
+    INTERNAL = "internal"
+
+    def __new__(cls, message: str, code: str) -> "TritonError":
+        assert code == cls.INTERNAL
+        return super().__new__(cls, message)
 
 
 @pytest.fixture
@@ -63,7 +76,7 @@ def pb_utils(log: list[str]) -> SimpleNamespace:
     return SimpleNamespace(
         MetricFamily=Family,
         TRITONSERVER_RESPONSE_COMPLETE_FINAL=FINAL,
-        TritonError=str,
+        TritonError=TritonError,
         InferenceResponse=lambda error: ("error", error),
         Logger=SimpleNamespace(log_warn=log.append, log_error=log.append),
     )
@@ -81,11 +94,11 @@ def test_it_takes_one_batch_while_another_is_computed(pb_utils: SimpleNamespace)
         assert go_on.acquire(timeout=10)
         return names(requests)
 
-    later = Later(pb_utils, "step", compute)
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), compute)
     first, second, third = Request("a"), Request("b"), Request("c")
-    assert later.take([first]) == [None]
+    assert batches.take([first]) == [None]
     assert started.acquire(timeout=10)
-    taken = threading.Thread(target=lambda: later.take([second, third]))
+    taken = threading.Thread(target=lambda: batches.take([second, third]))
     taken.start()
     taken.join(0.2)
     assert taken.is_alive()  # Triton gives it no third batch
@@ -94,7 +107,7 @@ def test_it_takes_one_batch_while_another_is_computed(pb_utils: SimpleNamespace)
     taken.join(10)
     assert not taken.is_alive()
     go_on.release()
-    later.close()
+    batches.close()
     assert (first.answers, second.answers, third.answers) == (["a"], ["b"], ["c"])
 
 
@@ -104,29 +117,33 @@ def test_a_pass_that_fails_answers_its_requests_and_the_next_goes_on(pb_utils: S
             raise ValueError("no such pixels")
         return names(requests)
 
-    later = Later(pb_utils, "step", compute)
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), compute)
     bad, beside, good = Request("bad"), Request("beside"), Request("good")
-    later.take([bad, beside])
-    later.take([good])
-    later.close()
+    batches.take([bad, beside])
+    batches.take([good])
+    batches.close()
     assert bad.answers == beside.answers == [("error", "step: ValueError: no such pixels")]
     assert good.answers == ["good"]
-    assert log == ["step: ValueError: no such pixels"]
+    error = "ValueError: no such pixels"
+    assert [json.loads(line) for line in log] == [
+        {"event": "request_failed", "step": "step", "request_id": f"id of {name}", "error": error}
+        for name in ("bad", "beside")
+    ]
 
 
 def test_what_somebody_else_answers_is_left_to_them(pb_utils: SimpleNamespace, log: list[str]) -> None:
-    later = Later(pb_utils, "step", lambda requests: [None, requests[1].name])
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), lambda requests: [None, requests[1].name])
     theirs, ours = Request("theirs"), Request("ours")
-    later.take([theirs, ours])
-    later.close()
+    batches.take([theirs, ours])
+    batches.close()
     assert (theirs.answers, ours.answers, log) == ([], ["ours"], [])
 
 
 def test_every_request_needs_a_response(pb_utils: SimpleNamespace) -> None:
-    later = Later(pb_utils, "step", lambda requests: names(requests)[1:])
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), lambda requests: names(requests)[1:])
     requests = [Request("a"), Request("b")]
-    later.take(requests)
-    later.close()
+    batches.take(requests)
+    batches.close()
     for request in requests:
         assert request.answers == [("error", "step: RuntimeError: 1 responses for 2 requests")]
 
@@ -136,18 +153,20 @@ def test_the_seconds_of_the_passes_are_counted(pb_utils: SimpleNamespace) -> Non
         time.sleep(0.05)
         return names(requests)
 
-    later = Later(pb_utils, "step", compute)
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), compute)
     for name in "ab":
-        later.take([Request(name)])
-    later.close()
+        batches.take([Request(name)])
+    batches.close()
     assert 0.1 <= Family.metric.value < 5
 
 
 def test_one_that_cannot_be_answered_leaves_the_others_alone(pb_utils: SimpleNamespace, log: list[str]) -> None:
-    later = Later(pb_utils, "step", names)
+    batches = DeferredBatches(pb_utils, "step", Metrics(pb_utils), names)
     gone, beside = Request("gone", gone=True), Request("beside")
-    later.take([gone, beside])
-    later.close()
+    batches.take([gone, beside])
+    batches.close()
     assert beside.answers == ["beside"]
     assert len(log) == 1
-    assert "a request stays unanswered until its client gives up (RuntimeError: cancelled)" in log[0]
+    event = json.loads(log[0])
+    assert (event["event"], event["request_id"]) == ("request_unanswered", "id of gone")
+    assert event["error"] == "RuntimeError: cancelled"

@@ -5,9 +5,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
-import numpy as np
-
-from clipchoir_steps.metrics import AD_HOC, Metrics
+from clipchoir_steps.metrics import (
+    AGREEMENT,
+    LABEL_SET_BYTES,
+    LABEL_SET_REQUESTS,
+    PREDICTIONS,
+    PROMPTS_EMBEDDED,
+    Metrics,
+)
 
 
 class Family:
@@ -38,12 +43,16 @@ class Family:
 def test_no_two_threads_use_a_metric_at_once() -> None:
     Family.values, Family.overlaps = {}, 0
     metrics = Metrics(SimpleNamespace(MetricFamily=Family))
-    best, agreed = np.array([0, 1, 1]), np.array([True, False, True])
 
     def use(number: int) -> None:
-        metrics.found("memory", 2)
-        metrics.held(1, 1)
-        metrics.predicted("pets" if number % 2 else AD_HOC, ["cat", "dog"], best, agreed)
+        metrics.add(LABEL_SET_REQUESTS, 1, found="memory")
+        metrics.add(PROMPTS_EMBEDDED, 2)
+        metrics.set(LABEL_SET_BYTES, 1, where="memory")
+        if number % 2:
+            metrics.add(PREDICTIONS, 2, label_set="pets", label="dog")
+        else:
+            metrics.add(PREDICTIONS, 3, label_set="ad-hoc", label="")
+        metrics.add(AGREEMENT, 1, agreed="no")
 
     with ThreadPoolExecutor(8) as threads:
         list(threads.map(use, range(40)))
@@ -51,5 +60,5 @@ def test_no_two_threads_use_a_metric_at_once() -> None:
     assert Family.values["clipchoir_label_set_requests_total", "memory"] == 40
     assert Family.values["clipchoir_prompts_embedded_total",] == 80
     assert Family.values["clipchoir_predictions_total", "pets", "dog"] == 40
-    assert Family.values["clipchoir_predictions_total", AD_HOC, ""] == 60
+    assert Family.values["clipchoir_predictions_total", "ad-hoc", ""] == 60
     assert Family.values["clipchoir_agreement_images_total", "no"] == 40

@@ -1,8 +1,10 @@
 """Corner cases of the formula; that it is the formula is checked end to end."""
 
 import numpy as np
+import pytest
 
-from clipchoir_steps.scoring.formula import Scores, score
+from clipchoir_steps.scoring.formula import Scores, Texts, score
+from clipchoir_steps.scoring.options import MEAN_EMBEDDING, SOFTMAX_MEAN, Scoring
 
 
 def unit(rows: int, dim: int, seed: int) -> np.ndarray:
@@ -11,7 +13,11 @@ def unit(rows: int, dim: int, seed: int) -> np.ndarray:
 
 
 def scored(images: np.ndarray, texts: np.ndarray, counts: list[int], drop_below: float = 0.0) -> Scores:
-    return score([images], [texts], np.array(counts), [1.0], logit_scale=100.0, drop_below=drop_below)
+    return score(
+        [images],
+        [Texts.of(texts, np.array(counts), SOFTMAX_MEAN)],
+        Scoring((1.0,), logit_scale=100.0, drop_below=drop_below, aggregate=SOFTMAX_MEAN),
+    )
 
 
 def test_on_a_tie_the_first_class_wins() -> None:
@@ -44,3 +50,26 @@ def test_a_thousand_classes_with_eighty_templates() -> None:
     p = np.exp(logits - logits.max(axis=1, keepdims=True))
     p = (p / p.sum(axis=1, keepdims=True)).reshape(4, 1000, 80).mean(axis=2)
     np.testing.assert_allclose(result.ensemble, p / p.sum(axis=1, keepdims=True), atol=1e-5)
+
+
+@pytest.mark.parametrize("aggregate", [SOFTMAX_MEAN, MEAN_EMBEDDING])
+@pytest.mark.parametrize("images", [1, 3, 17, 64])
+def test_equal_prompts_tie_bit_for_bit_whatever_else_is_in_the_product(images: int, aggregate: str) -> None:
+    """The kernels of some BLAS libraries give equal columns of one product other last bits, by their place in it."""
+    same, others = unit(3, 640, seed=0), unit(200, 640, seed=1)
+    texts = Texts.of(np.concatenate([same, others, same, others[:1], same]), np.array([3, 200, 3, 1, 3]), aggregate)
+    how = Scoring((1.0,), logit_scale=100.0, drop_below=0.0, aggregate=aggregate)
+    ensemble = score([unit(images, 640, seed=2)], [texts], how).ensemble
+    assert (ensemble[:, 0] == ensemble[:, 2]).all()
+    assert (ensemble[:, 0] == ensemble[:, 4]).all()
+
+
+def test_a_product_takes_each_distinct_prompt_once() -> None:
+    prompts = unit(4, 8, seed=0)
+    repeated = Texts.of(prompts[[0, 1, 0, 2, 3, 1]], np.array([2, 4]), SOFTMAX_MEAN)
+    np.testing.assert_array_equal(repeated.distinct, prompts)
+    images = unit(5, 8, seed=1)
+    np.testing.assert_allclose(repeated.products(images), images @ prompts[[0, 1, 0, 2, 3, 1]].T, atol=1e-6)
+    plain = Texts.of(prompts, np.array([2, 2]), SOFTMAX_MEAN)
+    assert plain.rows is None
+    assert plain.distinct is prompts

@@ -22,6 +22,7 @@ sys.path.append(str(Path(__file__).parents[3] / "steps"))
 
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
 from clipchoir_steps.scoring.formula import score
+from clipchoir_steps.scoring.options import SOFTMAX_MEAN, Scoring
 
 SETTINGS = "PEER_SETTINGS"  # environment variable, JSON
 
@@ -90,8 +91,9 @@ class Pipeline:
         folder = max((repository / "ensembling").glob("[0-9]*"), key=lambda path: int(path.name)) / "label_sets"
         fingerprints = {name: json.loads(manifests[name].read_text())["fingerprint"] for name in names}
         label_set = EmbeddedLabelSet.load(min(folder.glob("*.safetensors")), fingerprints)
-        self._classes, self._counts = label_set.classes, label_set.prompt_counts
-        self._texts = [label_set.embeddings[name] for name in names]
+        self._classes = label_set.classes
+        self._texts = [label_set.texts(name, SOFTMAX_MEAN) for name in names]
+        self._scoring = Scoring((1.0,) * len(names), 100.0, 0.0, SOFTMAX_MEAN)
         self._helpers = ThreadPoolExecutor(2 * settings.threads) if settings.side_by_side else None
         self([_black()])
 
@@ -117,7 +119,7 @@ class Pipeline:
         else:
             running = [self._helpers.submit(each.run, ["embedding"], inputs) for each in self._sessions[1:]]
             embeddings = [self._sessions[0].run(["embedding"], inputs)[0], *(each.result()[0] for each in running)]
-        found = score(embeddings, self._texts, self._counts, [1.0] * len(embeddings), 100.0, 0.0)
+        found = score(embeddings, self._texts, self._scoring)
         labels = ["" if error else self._classes[best] for best, error in zip(found.best, errors, strict=True)]
         return Answer(labels, found.ensemble, errors)
 

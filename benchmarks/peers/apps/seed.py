@@ -29,6 +29,7 @@ from clipchoir_export.families.registry import open_encoder
 from clipchoir_export.spec import find_ensemble, load_ensemble
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
 from clipchoir_steps.scoring.formula import score
+from clipchoir_steps.scoring.options import SOFTMAX_MEAN, Scoring
 
 
 class Images(Dataset):
@@ -74,9 +75,8 @@ class Seed:
             with torch.inference_mode():
                 parts = [normalize(encoder(batch), dim=-1) for batch in loader]
             embeddings.append(torch.cat(parts).numpy())
-        texts = [self._label_set.embeddings[name] for name in self._encoders]
-        weights = [1.0] * len(texts)
-        return score(embeddings, texts, self._label_set.prompt_counts, weights, 100.0, 0.0).ensemble
+        texts = [self._label_set.texts(name, SOFTMAX_MEAN) for name in self._encoders]
+        return score(embeddings, texts, Scoring((1.0,) * len(texts), 100.0, 0.0, SOFTMAX_MEAN)).ensemble
 
 
 def _encoder(name: str, manifest: dict[str, Any]) -> nn.Module:

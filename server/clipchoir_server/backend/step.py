@@ -17,7 +17,8 @@ import triton_python_backend_utils as pb_utils
 
 from clipchoir_server.backend.micro_batches import in_parts
 from clipchoir_server.backend.session import CPU, PlanError, SessionPlan, plan_session
-from clipchoir_steps.deferred import Later
+from clipchoir_steps.deferred import DeferredBatches
+from clipchoir_steps.metrics import Metrics
 
 
 class OnnxRuntimeStep:
@@ -46,17 +47,19 @@ class OnnxRuntimeStep:
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
         # On GPUs, instances would look idle to Triton while they compute.
-        self.later = Later(pb_utils, self.name, self._answers) if self.parts is not None else None
+        self.batches = (
+            DeferredBatches(pb_utils, self.name, Metrics(pb_utils), self._answers) if self.parts is not None else None
+        )
         # Here, and not by Triton's model_warmup, whose passes count in the metrics.
         for batch_size in plan.warmup_batch_sizes:
             self._run(_zeros(config["input"], batch_size))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        return self._answers(requests) if self.later is None else self.later.take(requests)
+        return self._answers(requests) if self.batches is None else self.batches.take(requests)
 
     def finalize(self) -> None:
-        if self.later is not None:
-            self.later.close()
+        if self.batches is not None:
+            self.batches.close()
         if self.parts is not None:
             self.parts.shutdown()
 

@@ -1,10 +1,8 @@
 """The text embeddings of a label set, in memory and as one safetensors file."""
 
 import json
-import os
-import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -13,7 +11,9 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from clipchoir_steps.scoring.formula import MEAN_EMBEDDING, FloatArray, class_embeddings
+from clipchoir_steps import atomic
+from clipchoir_steps.scoring.formula import Texts
+from clipchoir_steps.scoring.options import SOFTMAX_MEAN
 
 _COUNTS = "prompt_counts"
 
@@ -39,27 +39,22 @@ class EmbeddedLabelSet:
     prompt_counts: NDArray[np.int64]
     embeddings: Mapping[str, NDArray[np.float32]]
     fingerprints: Mapping[str, str]
+    _texts: dict[tuple[str, str], Texts] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @cached_property
     def nbytes(self) -> int:
-        """What it takes in memory, about: the embeddings, their means once asked for, and the texts."""
+        """What it takes in memory, about: the embeddings, what is made of them once asked for, and the words."""
         per_prompt = sum(each[:1].nbytes for each in self.embeddings.values())
-        texts = sum(len(text) for text in (*self.classes, *self.prompts))
-        return per_prompt * (len(self.prompts) + len(self.classes)) + 4 * texts
+        distinct = len(set(self.prompts))
+        rows = len(self.prompts) + len(self.classes) + (distinct if distinct < len(self.prompts) else 0)
+        return per_prompt * rows + 4 * sum(len(text) for text in (*self.classes, *self.prompts))
 
-    def texts(self, encoder: str, aggregate: str) -> tuple[FloatArray, NDArray[np.int64]]:
-        """What images are compared with, and how many of these rows each class has.
-
-        Returns:
-            (P, D) prompts and (C,) counts, or (C, D) means of each class's prompts and ones.
-        """
-        if aggregate == MEAN_EMBEDDING:
-            return self._means[encoder], np.ones(len(self.classes), np.int64)
-        return self.embeddings[encoder], self.prompt_counts
-
-    @cached_property
-    def _means(self) -> dict[str, FloatArray]:
-        return {encoder: class_embeddings(each, self.prompt_counts) for encoder, each in self.embeddings.items()}
+    def texts(self, encoder: str, aggregate: str) -> Texts:
+        """What images are compared with; made once."""
+        key = encoder, aggregate
+        if key not in self._texts:
+            self._texts[key] = Texts.of(self.embeddings[encoder], self.prompt_counts, aggregate)
+        return self._texts[key]
 
     def description(self) -> dict[str, object]:
         """For people: everything but the embeddings."""
@@ -72,18 +67,13 @@ class EmbeddedLabelSet:
         }
 
     def save(self, path: Path) -> None:
-        """Write beside `path`, then rename: a reader never sees half a file."""
-        part = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.part")
+        """Write the file; a reader never sees half of it."""
         metadata = {
             "classes": json.dumps(self.classes),
             "prompts": json.dumps(self.prompts),
             "fingerprints": json.dumps(dict(self.fingerprints)),
         }
-        try:
-            part.write_bytes(save({_COUNTS: self.prompt_counts, **self.embeddings}, metadata))
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        atomic.write_bytes(path, save({_COUNTS: self.prompt_counts, **self.embeddings}, metadata))
 
     @classmethod
     def load(cls, path: Path, fingerprints: Mapping[str, str]) -> "EmbeddedLabelSet":
@@ -115,6 +105,7 @@ class EmbeddedLabelSet:
                     f"{path} was embedded by {encoder} {found}, this repository serves {encoder} {expected}; "
                     "build the repository again"
                 )
+            label_set.texts(encoder, SOFTMAX_MEAN)  # here, where no request waits for it
         return label_set
 
     def _is_whole(self, encoders: Iterable[str]) -> bool:

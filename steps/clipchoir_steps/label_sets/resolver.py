@@ -1,4 +1,4 @@
-"""Finds a request's label set: at once if it is in memory, otherwise in threads that hold nobody else up."""
+"""Resolves a request's label set: at once if it is in memory, otherwise in threads that hold no other request up."""
 
 import threading
 from collections.abc import Callable
@@ -25,23 +25,23 @@ class NoTextEncodersError(Exception):
 
 
 class TooManyLabelSetsError(Exception):
-    """So many new label sets are waiting to be embedded that another one is refused."""
+    """Too many new label sets are waiting to be embedded already."""
 
 
-Found = EmbeddedLabelSet | None  # None: it will be there, see `Lookup.find_later`
-Receive = Callable[[Found, Exception | None], object]
+Receive = Callable[[EmbeddedLabelSet | None, Exception | None], object]
+"""Is given the set, or what went wrong; neither, where a set was only expected and will be there."""
 
 
 @dataclass
 class _Search:
     spec: bytes | None
-    waiting: list[Receive] = field(default_factory=list)
-    asking: list[Receive] = field(default_factory=list)
-    expected: bool = False  # it is being embedded
+    waiting: list[Receive] = field(default_factory=list)  # for the set
+    expecting: list[Receive] = field(default_factory=list)  # to hear that it will be there
+    certain: bool = False  # it is being embedded
 
 
-class Lookup:
-    """The named and the ad-hoc label sets behind one face. Safe to use from any thread."""
+class Resolver:
+    """Finds named and ad-hoc label sets, and has new ones embedded. Safe to use from any thread."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Lookup:
             embedder: for new ones; None where the repository has no text encoders.
             limits: of new ones.
             batch: prompts that a text encoder is given at a time.
-            count: is told where a set was found, and how many prompts had to be embedded for it.
+            count: is called with where a set was found, and how many prompts had to be embedded for it.
         """
         self._named = named
         self._ad_hoc = ad_hoc
@@ -100,32 +100,45 @@ class Lookup:
             "cut": embedder.cut(label_set),
         }
 
-    def find_later(self, key: str, spec: bytes | None, receive: Receive, wait: bool = True) -> None:
+    def resolve(self, key: str, spec: bytes | None, receive: Receive) -> None:
         """Look for a set in files, or embed it. Whoever asks for the same set meanwhile gets the same answer.
 
         Args:
             key: its name or id.
             spec: the set itself, if it has to be embedded.
             receive: is given the set or what went wrong, in another thread.
-            wait: until it is embedded; otherwise `receive` is given None as soon as it is certain that it will be.
 
         Raises:
             TooManyLabelSetsError: many others are waiting to be embedded.
         """
         with self._lock:
-            search = self._searches.get(key)
-            if search is None:
-                if len(self._searches) >= _MOST_WAITING:
-                    raise TooManyLabelSetsError(
-                        f"{len(self._searches)} label sets are waiting to be embedded; try again later"
-                    )
-                search = self._searches[key] = _Search(spec)
-                self._readers.submit(self._search, key, search)
-            search.spec = search.spec or spec
-            if wait or not search.expected:
-                (search.waiting if wait else search.asking).append(receive)
+            self._search_for(key, spec).waiting.append(receive)
+
+    def expect(self, key: str, spec: bytes | None, receive: Receive) -> None:
+        """As `resolve`, but `receive` is called as soon as it is certain that the set will be there.
+
+        Raises:
+            TooManyLabelSetsError: many others are waiting to be embedded.
+        """
+        with self._lock:
+            search = self._search_for(key, spec)
+            if not search.certain:
+                search.expecting.append(receive)
                 return
         receive(None, None)
+
+    def _search_for(self, key: str, spec: bytes | None) -> _Search:
+        """The search for a set, begun if there is none; the lock is held."""
+        search = self._searches.get(key)
+        if search is None:
+            if len(self._searches) >= _MOST_WAITING:
+                raise TooManyLabelSetsError(
+                    f"{len(self._searches)} label sets are waiting to be embedded; try again later"
+                )
+            search = self._searches[key] = _Search(spec)
+            self._readers.submit(self._search, key, search)
+        search.spec = search.spec or spec
+        return search
 
     def _watch(self) -> None:
         said = ""
@@ -152,9 +165,9 @@ class Lookup:
             self._finish(key, search, None, error)
             return
         with self._lock:
-            search.expected = True
-            asking, search.asking = search.asking, []
-        for receive in asking:
+            search.certain = True
+            expecting, search.expecting = search.expecting, []
+        for receive in expecting:
             receive(None, None)
         self._embedders.submit(self._embed, key, search, label_set)
 
@@ -169,7 +182,7 @@ class Lookup:
         with self._lock:
             spec = search.spec
             if spec is None:
-                del self._searches[key]  # whoever brings the set from now on begins anew
+                del self._searches[key]  # whoever brings the set from now on begins another search
         if spec is None:
             raise UnknownLabelSetError(
                 f'label set "{key}" is not in this repository, which has: {", ".join(self._named.names())}; a set of '
@@ -197,10 +210,12 @@ class Lookup:
         self._count(EMBEDDED, len(set(found.prompts)))
         self._finish(key, search, found)
 
-    def _finish(self, key: str, search: _Search, found: Found, error: Exception | None = None) -> None:
+    def _finish(
+        self, key: str, search: _Search, found: EmbeddedLabelSet | None, error: Exception | None = None
+    ) -> None:
         with self._lock:
             if self._searches.get(key) is search:
                 del self._searches[key]
-            receivers = search.waiting + search.asking
+            receivers = search.waiting + search.expecting
         for receive in receivers:
             receive(found, error)

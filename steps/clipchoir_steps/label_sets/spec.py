@@ -3,6 +3,7 @@
 The standard library alone, so that the client needs nothing more.
 """
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -107,6 +108,11 @@ class LabelSet:
     def prompt_counts(self) -> list[int]:
         """How many prompts each class has, in class order."""
         return [len(self.templates) + len(self.extra.get(class_name, ())) for class_name in self.classes]
+
+
+def spec_id(spec: bytes) -> str:
+    """The name by which a client may ask for an ad-hoc set again: sha256 of its bytes, in lowercase hex."""
+    return hashlib.sha256(spec).hexdigest()
 
 
 def _strings(name: str, key: str, value: object) -> tuple[str, ...]:

@@ -3,33 +3,33 @@
 `ensembling` keeps them; a model cannot read its sibling's folder everywhere, so it is asked.
 """
 
-import json
 from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+from clipchoir_steps.bls import ModelCallError, ask
+from clipchoir_steps.label_sets.query import InspectSpec, ListSets, RefusedError, ShowSet, read_answer
+
 
 class LabelSetsStep:
+    """The model `label_sets`: STRING `name` -> JSON STRING `answer`."""
+
     def execute(self, requests: list[Any]) -> list[Any]:
         return [_respond(request) for request in requests]
 
 
 def _respond(request: Any) -> Any:
     name = pb_utils.get_input_tensor_by_name(request, "name").as_numpy().flat[0].decode(errors="replace")
-    kind = "inspect" if name.lstrip().startswith("{") else "show"
-    query = json.dumps({kind: name} if name else {"list": True})
-    asked = pb_utils.InferenceRequest(
-        model_name="ensembling",
-        requested_output_names=["answer"],
-        inputs=[pb_utils.Tensor("query", np.array([[query]], np.object_))],
-    )
-    response = asked.exec()
-    if response.has_error():
-        return pb_utils.InferenceResponse(error=response.error())
-    answer = pb_utils.get_output_tensor_by_name(response, "answer").as_numpy().reshape(1)
-    content = json.loads(answer[0])
-    if "error" in content:
-        code = getattr(pb_utils.TritonError, content["code"])
-        return pb_utils.InferenceResponse(error=pb_utils.TritonError(content["error"], code))
-    return pb_utils.InferenceResponse([pb_utils.Tensor("answer", answer)])
+    try:
+        if not name:
+            text = ask(pb_utils, ListSets())
+        else:
+            text = ask(pb_utils, InspectSpec(name) if name.lstrip().startswith("{") else ShowSet(name))
+        read_answer(text)
+    except RefusedError as error:
+        code = getattr(pb_utils.TritonError, error.code)
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+    except ModelCallError as error:
+        return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error)))
+    return pb_utils.InferenceResponse([pb_utils.Tensor("answer", np.array([text], np.object_))])

@@ -29,7 +29,7 @@ class NamedLabelSets:
             folder: of safetensors files, named after their label sets.
             fingerprints: of the encoders that they must belong to.
             default: the set that must be there.
-            log: is told of files that cannot be used.
+            log: is given a message for each file that cannot be used.
 
         Raises:
             LabelSetFileError: the default set cannot be used.
@@ -89,7 +89,7 @@ class AdHocLabelSets:
             folder: for the files; None: none are kept.
             memory_bytes: most to hold in memory.
             disk_bytes: most to hold in files.
-            log: is told of what goes wrong with files.
+            log: is given a message where a file cannot be read or written.
         """
         self._fingerprints = fingerprints
         self._memory_bytes = memory_bytes

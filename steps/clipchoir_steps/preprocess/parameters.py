@@ -6,23 +6,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 
-_NAMES = ("label_set", "label_set_spec", "weights", "logit_scale", "drop_below", "aggregate")  # read by `ensembling`
+from clipchoir_steps.label_sets.query import CheckParameters, encode, read_answer
+from clipchoir_steps.scoring.options import NAMES
+
 _VALID_FOR = 5.0  # seconds: a label set may go
 _REMEMBERED = 1024
-
-
-class RefusedError(Exception):
-    """The request is refused; with the name of Triton's code."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 class ParameterCheck:
     """Remembers for a while which parameters were found right."""
 
-    def __init__(self, ask: Callable[[str], Mapping[str, str]], now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, ask: Callable[[CheckParameters], bytes], now: Callable[[], float] = time.monotonic) -> None:
         """
         Args:
             ask: gives `ensembling` a query, and returns its answer.
@@ -30,9 +24,7 @@ class ParameterCheck:
         """
         self._ask = ask
         self._now = now
-        self._right: OrderedDict[bytes, float] = (
-            OrderedDict()
-        )  # digests of queries, and until when they need not be asked again
+        self._right: OrderedDict[bytes, float] = OrderedDict()  # by digest of a query: valid until
 
     def __call__(self, parameters: str) -> None:
         """Check the parameters of a request, as JSON.
@@ -42,17 +34,16 @@ class ParameterCheck:
         """
         if not parameters:
             return
-        given = {name: value for name, value in json.loads(parameters).items() if name in _NAMES}
+        content: Mapping[str, object] = json.loads(parameters)
+        given = {name: value for name, value in content.items() if name in NAMES}
         if not given:
             return
-        query = json.dumps({"check": given})
-        key = hashlib.sha256(query.encode()).digest()  # a label set may be a megabyte
+        query = CheckParameters(given)
+        key = hashlib.sha256(encode(query).encode()).digest()  # a label set may be a megabyte
         now = self._now()
         if self._right.get(key, 0) > now:
             return
-        answer = self._ask(query)
-        if "error" in answer:
-            raise RefusedError(answer["error"], answer["code"])
+        read_answer(self._ask(query))
         self._right[key] = now + _VALID_FOR
         self._right.move_to_end(key)
         while len(self._right) > _REMEMBERED:

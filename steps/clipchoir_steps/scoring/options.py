@@ -1,14 +1,17 @@
-"""Scoring options: the repository's defaults, and what a request's parameters change about them."""
+"""The scoring parameters: one table for the server's check, the ensemble's spec, the command line and the docs.
 
-import hashlib
+`Scoring` is the table: a field is a parameter of requests, under its own name, with how its value is read, which values
+are right, and what it does. The arithmetic is in `formula`.
+"""
+
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, ClassVar
 
-from clipchoir_steps.scoring.formula import AGGREGATES
+from clipchoir_steps.label_sets.spec import spec_id
 
-NAMES = ("label_set", "label_set_spec", "weights", "logit_scale", "drop_below", "aggregate")
-"""Every request parameter that is read; others are left to whom they are for."""
+SOFTMAX_MEAN, MEAN_EMBEDDING = "softmax_mean", "mean_embedding"
 
 
 class OptionError(ValueError):
@@ -16,23 +19,143 @@ class OptionError(ValueError):
 
 
 @dataclass(frozen=True)
+class Parameter:
+    """What the table says of one request parameter.
+
+    Attributes:
+        name: of the parameter, in requests, in the repository's config and in Python.
+        read: value as it was sent, encoders -> value as it is used; raises `OptionError`.
+        range: which values are right, for people.
+        help: what the parameter does, for people.
+        bounds: the same range for a validator (`gt`, `ge`, `lt`, `le`); empty where it is none of numbers.
+    """
+
+    name: str
+    read: Callable[[object, Sequence[str]], Any]
+    range: str
+    help: str
+    bounds: Mapping[str, float]
+
+
+class _Number:
+    """A number in a range."""
+
+    _WORDS: ClassVar = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+
+    def __init__(self, **bounds: float) -> None:
+        self.bounds = bounds
+        self.range = " and ".join(f"{self._WORDS[kind]} {bound:g}" for kind, bound in bounds.items())
+
+    def read(self, name: str, value: object) -> float:
+        number = _number(name, value)
+        right = {"gt": number.__gt__, "ge": number.__ge__, "lt": number.__lt__, "le": number.__le__}
+        if not all(right[kind](bound) for kind, bound in self.bounds.items()):
+            raise OptionError(f"{name} must be {self.range}, got {number:g}")
+        return number
+
+
+class _Choice:
+    """One of some words."""
+
+    bounds: ClassVar[Mapping[str, float]] = {}
+
+    def __init__(self, *words: str) -> None:
+        self.words = words
+        self.range = " or ".join(words)
+
+    def read(self, name: str, value: object) -> str:
+        if value not in self.words:
+            raise OptionError(f"{name} must be {self.range}, got {value!r}")
+        return str(value)
+
+
+class _PerEncoder:
+    """Numbers that are at least 0 and not all 0, one for each encoder."""
+
+    bounds: ClassVar[Mapping[str, float]] = {}
+    range = "numbers separated by commas, one for each encoder, at least 0 and not all 0"
+
+    def read(self, name: str, value: object, encoders: Sequence[str]) -> tuple[float, ...]:
+        expected = f"{len(encoders)} numbers separated by commas, for {', '.join(encoders)}"
+        if not isinstance(value, str):
+            raise OptionError(f"{name} must be a string of {expected}; got {value!r}")
+        parts = value.split(",")
+        if len(parts) != len(encoders):
+            raise OptionError(f"{name} must be {expected}; got {value!r}")
+        numbers = tuple(_number(f"each of {name}", part.strip()) for part in parts)
+        if min(numbers) < 0 or sum(numbers) <= 0 or not math.isfinite(sum(numbers)):
+            raise OptionError(f"{name} must be at least 0 and not all 0; got {value!r}")
+        return numbers
+
+
+def _parameter(values: _Number | _Choice | _PerEncoder, help_: str) -> Any:
+    return field(metadata={"values": values, "help": help_})
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How images are scored: the table of the scoring parameters, and the values that one request has of them."""
+
+    weights: tuple[float, ...] = _parameter(_PerEncoder(), "Share of each encoder in the scores, in encoder order.")
+    logit_scale: float = _parameter(_Number(gt=0, le=1000), "Factor before the softmax.")
+    drop_below: float = _parameter(
+        _Number(ge=0, lt=1), "Prompts with a probability at or under this count as 0; 0 keeps all."
+    )
+    aggregate: str = _parameter(
+        _Choice(SOFTMAX_MEAN, MEAN_EMBEDDING),
+        "How the prompts of a class become its score: the mean of their probabilities, or one embedding, the mean of "
+        "theirs.",
+    )
+
+    @classmethod
+    def of(cls, values: Mapping[str, object], encoders: Sequence[str]) -> "Scoring":
+        """All of them, from a repository's config.
+
+        Raises:
+            OptionError: a value is of the wrong type or out of range.
+        """
+        return cls(**{name: each.read(values[name], encoders) for name, each in PARAMETERS.items()})
+
+    def changed_by(self, parameters: Mapping[str, object], encoders: Sequence[str]) -> "Scoring":
+        """These, where a request's parameters do not say otherwise; parameters of others are left to them.
+
+        Raises:
+            OptionError: a value is of the wrong type or out of range.
+        """
+        given = {name: each.read(parameters[name], encoders) for name, each in PARAMETERS.items() if name in parameters}
+        return replace(self, **given)
+
+
+def _table() -> dict[str, Parameter]:
+    table = {}
+    for each in fields(Scoring):
+        values = each.metadata["values"]
+
+        def read(value: object, encoders: Sequence[str], name: str = each.name, values: Any = values) -> Any:
+            return values.read(name, value, encoders) if isinstance(values, _PerEncoder) else values.read(name, value)
+
+        table[each.name] = Parameter(each.name, read, values.range, each.metadata["help"], values.bounds)
+    return table
+
+
+PARAMETERS: Mapping[str, Parameter] = _table()
+LABEL_SET, LABEL_SET_SPEC = "label_set", "label_set_spec"
+NAMES = (LABEL_SET, LABEL_SET_SPEC, *PARAMETERS)
+"""Every request parameter that `ensembling` reads; others are left to whom they are for."""
+
+
+@dataclass(frozen=True)
 class Options:
-    """How one request is scored.
+    """What one request asks for.
 
     Attributes:
         label_set: a name, or the id of an ad-hoc set.
+        scoring: how to score.
         spec: the ad-hoc set itself, as UTF-8 JSON, where the request has it.
-        weights: one per encoder, in encoder order.
-        logit_scale: factor before the softmax.
-        drop_below: probabilities at or under it count as 0.
-        aggregate: how the prompts of a class become its score.
     """
 
     label_set: str
-    weights: tuple[float, ...]
-    logit_scale: float
-    drop_below: float
-    aggregate: str
+    scoring: Scoring
     spec: bytes | None = None
 
     def changed_by(self, parameters: Mapping[str, object], encoders: Sequence[str]) -> "Options":
@@ -41,40 +164,18 @@ class Options:
         Raises:
             OptionError: a value is of the wrong type or out of range.
         """
-        options = self
-        if "label_set" in parameters:
-            options = replace(options, label_set=_name(parameters["label_set"]))
-        if "label_set_spec" in parameters:
-            spec = _spec(parameters["label_set_spec"])
+        options = replace(self, scoring=self.scoring.changed_by(parameters, encoders))
+        if LABEL_SET in parameters:
+            options = replace(options, label_set=_name(parameters[LABEL_SET]))
+        if LABEL_SET_SPEC in parameters:
+            spec = _spec(parameters[LABEL_SET_SPEC])
             key = spec_id(spec)
-            if "label_set" in parameters and options.label_set != key:
+            if LABEL_SET in parameters and options.label_set != key:
                 raise OptionError(
                     f"label_set is {options.label_set!r}, label_set_spec has the id {key}; give one of the two"
                 )
             options = replace(options, label_set=key, spec=spec)
-        if "aggregate" in parameters:
-            value = parameters["aggregate"]
-            if value not in AGGREGATES:
-                raise OptionError(f"aggregate must be {' or '.join(AGGREGATES)}, got {value!r}")
-            options = replace(options, aggregate=str(value))
-        if "weights" in parameters:
-            options = replace(options, weights=_weights(parameters["weights"], encoders))
-        if "logit_scale" in parameters:
-            value = _number("logit_scale", parameters["logit_scale"])
-            if not 0 < value <= 1000:
-                raise OptionError(f"logit_scale must be above 0 and at most 1000, got {value:g}")
-            options = replace(options, logit_scale=value)
-        if "drop_below" in parameters:
-            value = _number("drop_below", parameters["drop_below"])
-            if not 0 <= value < 1:
-                raise OptionError(f"drop_below must be at least 0 and below 1, got {value:g}")
-            options = replace(options, drop_below=value)
         return options
-
-
-def spec_id(spec: bytes) -> str:
-    """The name by which a client may ask for an ad-hoc set again: sha256 of its bytes, in lowercase hex."""
-    return hashlib.sha256(spec).hexdigest()
 
 
 def _spec(value: object) -> bytes:
@@ -99,16 +200,3 @@ def _number(name: str, value: object) -> float:
     if not math.isfinite(number):
         raise OptionError(f"{name} must be a finite number, got {value!r}")
     return number
-
-
-def _weights(value: object, encoders: Sequence[str]) -> tuple[float, ...]:
-    expected = f"{len(encoders)} numbers separated by commas, for {', '.join(encoders)}"
-    if not isinstance(value, str):
-        raise OptionError(f"weights must be a string of {expected}; got {value!r}")
-    parts = value.split(",")
-    if len(parts) != len(encoders):
-        raise OptionError(f"weights must be {expected}; got {value!r}")
-    weights = tuple(_number("each of weights", part.strip()) for part in parts)
-    if min(weights) < 0 or sum(weights) <= 0 or not math.isfinite(sum(weights)):
-        raise OptionError(f"weights must be at least 0 and not all 0; got {value!r}")
-    return weights
