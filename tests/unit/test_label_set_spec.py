@@ -49,6 +49,14 @@ def test_tokens_equal_open_clips(repository: Path, scenes: LabelSet) -> None:
     np.testing.assert_array_equal(tokenizer(texts), open_clip.SimpleTokenizer()(texts).numpy())
 
 
+def test_prompts_of_the_same_tokens_are_encoded_once(repository: Path) -> None:
+    tokenizer = PromptTokenizer(repository / "ensembling" / "1" / "tokenizer.json")
+    prompts = ["a Cat", "a dog", "a  cat", "A CAT", "a dog"]
+    tokens, index = tokenizer.distinct(prompts)
+    np.testing.assert_array_equal(tokens, tokenizer(["a cat", "a dog"]))
+    np.testing.assert_array_equal(tokens[index], tokenizer(prompts))
+
+
 def test_only_the_placeholder_is_replaced_and_everywhere() -> None:
     label_set = LabelSet.parse("x", {"classes": ["a{}b"], "templates": ["{} or {}, {0} {name}"]})
     assert label_set.prompts() == ["a{}b or a{}b, {0} {name}"]

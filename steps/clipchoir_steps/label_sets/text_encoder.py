@@ -32,12 +32,9 @@ class PromptEmbedder:
         self._encode = encode
 
     def embed(self, label_set: LabelSet, batch: int) -> EmbeddedLabelSet:
-        """Embed every prompt, equal ones once, in batches of this size."""
+        """Embed every prompt, those of the same tokens once, in batches of this size."""
         prompts = label_set.prompts()
-        distinct = list(dict.fromkeys(prompts))
-        tokens = self._tokenizer(distinct)  # (P, 77)
-        rows = {prompt: row for row, prompt in enumerate(distinct)}
-        order = [rows[prompt] for prompt in prompts]
+        tokens, order = self._tokenizer.distinct(prompts)  # (U, 77), (P,)
         return EmbeddedLabelSet(
             classes=label_set.classes,
             prompts=tuple(prompts),

@@ -31,6 +31,18 @@ class PromptTokenizer:
             row[: len(ids)] = ids
         return tokens
 
+    def distinct(self, prompts: Sequence[str]) -> tuple[NDArray[np.int64], NDArray[np.intp]]:
+        """Each sequence of tokens once, however many prompts have it.
+
+        Returns:
+            (U, 77) token ids, in the order of the prompts, and (N,) which of them is each prompt's.
+        """
+        tokens = self(prompts)
+        rows: dict[bytes, int] = {}
+        index = np.array([rows.setdefault(row.tobytes(), len(rows)) for row in tokens], np.intp)
+        _, firsts = np.unique(index, return_index=True)
+        return tokens[firsts], index
+
     def cut(self, prompts: Sequence[str]) -> list[str]:
         """Those that do not fit."""
         return [prompt for prompt, ids in zip(prompts, self._ids(prompts), strict=True) if len(ids) > _LONGEST]

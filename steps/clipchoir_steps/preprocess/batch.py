@@ -82,7 +82,7 @@ class Decoder:
         try:
             picture = decode(batch.rows[index], self._settings.limits, self._draft_side)
             for size, pixels in batch.pixels.items():
-                pixels[index] = np.asarray(picture.squash(size))
+                pixels[index] = np.asarray(picture.resized(size))
         except ImageError as error:
             batch.rejections[index] = Rejection(error.kind, str(error))
             for pixels in batch.pixels.values():

@@ -70,20 +70,20 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A decoded image, RGB. What is left to do to it is cheaper on the squashed one, where it need not be exact."""
+class DecodedImage:
+    """A decoded image, RGB. What is left to do to it is cheaper on the resized one, where it need not be exact."""
 
     image: Image.Image
     box: Box | None = None  # the part of it that is the picture; None: all
     turn: Image.Transpose | None = None
 
-    def squash(self, size: int) -> Image.Image:
+    def resized(self, size: int) -> Image.Image:
         """Resize to size x size with PIL's bicubic filter, whatever the aspect ratio."""
         image = self.image.resize((size, size), Image.Resampling.BICUBIC, box=self.box)
         return image if self.turn is None else image.transpose(self.turn)
 
 
-def decode(data: bytes, limits: Limits, draft_side: int | None = None) -> Picture:
+def decode(data: bytes, limits: Limits, draft_side: int | None = None) -> DecodedImage:
     """Decode the first frame of an encoded image, upright, as 8-bit RGB.
 
     Args:
@@ -104,7 +104,7 @@ def decode(data: bytes, limits: Limits, draft_side: int | None = None) -> Pictur
         if turn is not None and box is None:
             picture, turn = picture.transpose(turn), None
         # `convert` copies even what is RGB already
-        return Picture(picture if picture.mode == "RGB" else picture.convert("RGB"), box, turn)
+        return DecodedImage(picture if picture.mode == "RGB" else picture.convert("RGB"), box, turn)
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         raise _undecodable(error, limits) from error
 

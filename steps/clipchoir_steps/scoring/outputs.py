@@ -106,12 +106,11 @@ def score_batch(
     """
     if errors is None:
         errors = np.full((len(next(iter(embeddings.values()))), 1), b"", np.object_)
-    scores = score(
-        list(embeddings.values()), [label_set.texts(encoder, scoring.aggregate) for encoder in embeddings], scoring
-    )
+    errors, images = _with_unusable(errors, embeddings)
+    scores = score(images, [label_set.texts(encoder, scoring.aggregate) for encoder in embeddings], scoring)
     return Scored(
         embeddings,
-        _with_unusable(errors, embeddings),
+        errors,
         np.array(label_set.classes, np.object_),
         scores.ensemble,
         scores.encoders,
@@ -138,11 +137,16 @@ def _known(scored: Scored, array: FloatArray) -> FloatArray:
     return np.where(failed.reshape(-1, *[1] * (array.ndim - 1)), np.float32(np.nan), array)
 
 
-def _with_unusable(errors: NDArray[np.object_], embeddings: Mapping[str, FloatArray]) -> NDArray[np.object_]:
-    """The errors, and one where an encoder overflowed, or what was stored is of a failed image."""
+def _with_unusable(
+    errors: NDArray[np.object_], embeddings: Mapping[str, FloatArray]
+) -> tuple[NDArray[np.object_], list[FloatArray]]:
+    """The errors, with one where an encoder overflowed or what was stored is of a failed image, and what to score."""
+    images = []
     for encoder, rows in embeddings.items():
-        unusable = ~np.isfinite(rows).all(axis=1) & (errors[:, 0] == b"")  # (N,)
+        unusable = ~np.isfinite(rows).all(axis=1)  # (N,)
         if unusable.any():
             errors = errors.copy()
-            errors[unusable] = f"the embedding by {encoder} is not finite".encode()
-    return errors
+            errors[unusable & (errors[:, 0] == b"")] = f"the embedding by {encoder} is not finite".encode()
+            rows = np.where(unusable[:, None], np.float32(0), rows)
+        images.append(rows)
+    return errors, images
