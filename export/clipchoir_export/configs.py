@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
+from clipchoir_steps.preprocess.probe import MADE_BY, pixels_digest
 from clipchoir_steps.scoring.outputs import public_outputs
 
 UNBUILT = "unbuilt"
@@ -58,13 +59,14 @@ def render_configs(
         identity: of the build; None for a repository without weights.
         text_encoders: names of the encoders whose text towers are models of the repository, too.
     """
-    identity = identity or Identity({"1": dict.fromkeys(architectures, _UNBUILT_ENCODER)}, UNBUILT)
     context: dict[str, Any] = {
         "spec": spec,
         "serving": spec.serving,
         "architectures": architectures,
         "pixels": _pixel_tensors(architectures),
-        "identity": identity,
+        "pixels_digest": _pixel_digests(spec, architectures) if identity else UNBUILT,
+        "pixels_made_by": MADE_BY if identity else UNBUILT,
+        "identity": identity or Identity({"1": dict.fromkeys(architectures, _UNBUILT_ENCODER)}, UNBUILT),
         "outputs": public_outputs({name: each.embedding_dim for name, each in architectures.items()}),
         "context_length": CONTEXT_LENGTH,
         # Label sets are embedded by every encoder, or by none.
@@ -108,6 +110,12 @@ def load_template(name: str) -> Template:
 def text_model(encoder: str) -> str:
     """Name of the Triton model of an encoder's text tower."""
     return f"{encoder}_text"
+
+
+def _pixel_digests(spec: EnsembleSpec, architectures: Mapping[str, Architecture]) -> str:
+    """Which pixels the encoders are given on this machine: `224=abc,336=def`."""
+    scaled = spec.serving.jpeg_scaled_decoding
+    return ",".join(f"{size}={pixels_digest(size, scaled)}" for size in _pixel_tensors(architectures))
 
 
 def _pixel_tensors(architectures: Mapping[str, Architecture]) -> dict[int, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,11 +14,12 @@ import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
 from clipchoir_export.build.repository import copy_step, write_source
-from clipchoir_export.configs import render_configs
+from clipchoir_export.configs import Identity, render_configs
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import ServingSpec, find_ensemble, load_ensemble
-from clipchoir_server.triton import Address, Triton, serving
+from clipchoir_server.triton import Address, ServerError, Triton, serving
 from clipchoir_steps.preprocess.decode import ErrorKind
+from clipchoir_steps.preprocess.probe import MADE_BY, pixels_digest
 from tests.conftest import encoded, metrics, noise
 
 SERVING = ServingSpec(max_image_bytes=100_000, max_image_pixels=64_000, max_image_side=600, decode_threads=2)
@@ -42,8 +44,8 @@ ensemble_scheduling {{ step [ {{
 
 
 @pytest.fixture(scope="module")
-def step(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
-    """A server of this step alone: two instances, tight limits, and a bug that one image meets."""
+def step_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This step alone: two instances, tight limits, and a bug that one image meets."""
     folder = tmp_path_factory.mktemp("step")
     spec = load_ensemble(find_ensemble("demo")).model_copy(update={"serving": SERVING})
     architectures = {
@@ -56,15 +58,21 @@ def step(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     (folder / "all" / "preprocess").rename(repository / "preprocess")
     copy_step("preprocess", repository / "preprocess" / "1")
     config = repository / "preprocess" / "config.pbtxt"
+    identity = Identity({}, "1")
     config.write_text(
-        render_configs(spec, architectures)[Path("preprocess/config.pbtxt")] + "instance_group { count: 2 }"
+        render_configs(spec, architectures, identity)[Path("preprocess/config.pbtxt")] + "instance_group { count: 2 }"
     )
     images = repository / "preprocess" / "1" / "clipchoir_steps" / "preprocess" / "decode.py"
     stumble = f'    if data == {BUG!r}:\n        raise RuntimeError("a bug")\n'
     images.write_text(
         images.read_text().replace("    image = _open(data, limits)\n", f"{stumble}    image = _open(data, limits)\n")
     )
-    with serving(repository, Address.choose()) as triton:
+    return repository
+
+
+@pytest.fixture(scope="module")
+def step(step_repository: Path) -> Iterator[Triton]:
+    with serving(step_repository, Address.choose()) as triton:
         yield triton
 
 
@@ -173,3 +181,16 @@ def test_a_bug_is_logged_and_fails_its_own_request_alone(
                     "request_id": f"request {number}",
                     "error": "RuntimeError: a bug",
                 }
+
+
+def test_it_refuses_to_load_where_other_pixels_would_be_made(step_repository: Path, tmp_path: Path) -> None:
+    repository = shutil.copytree(step_repository, tmp_path / "repository")
+    config = repository / "preprocess" / "config.pbtxt"
+    digest = pixels_digest(SIZE, SERVING.jpeg_scaled_decoding)
+    other = config.read_text().replace(f"{SIZE}={digest}", f"{SIZE}=0123456789abcdef").replace(MADE_BY, "Pillow 99.0")
+    config.write_text(other)
+    with (
+        pytest.raises(ServerError, match=rf"preprocess: .*{MADE_BY} decodes .* otherwise than Pillow 99\.0.*refresh"),
+        serving(repository, Address.choose()),
+    ):
+        pass

@@ -25,6 +25,7 @@ from clipchoir_export.build.encoder import (
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.preprocess.probe import pixels_digest
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.build.publishing import (
     holds_sources,
@@ -138,11 +139,12 @@ def _assemble(
     """Lay out new version folders and every config, as they shall stand in the target."""
     fingerprints = {name: encoder.fingerprint for name, encoder in built.items()}
     label_content = [[each.name, each.classes, each.prompts(), each.prompt_counts()] for each in label_sets]
-    content = [spec.model_dump(mode="json", exclude={"serving"}), fingerprints, label_content, build_tools()]
+    image_encoders = {name: encoder.models[0] for name, encoder in built.items()}
+    scaled = spec.serving.jpeg_scaled_decoding
+    identities = {name: _identity(model, scaled) for name, model in image_encoders.items()}
+    content = [spec.model_dump(mode="json", exclude={"serving"}), identities, label_content, build_tools()]
     version, is_new = _ensembling_version(target, digest(content))
     known = {number: _encoders_of(target / ENSEMBLING / number) for number in map(str, versions(target / ENSEMBLING))}
-    image_encoders = {name: encoder.models[0] for name, encoder in built.items()}
-    identities = {name: _identity(model) for name, model in image_encoders.items()}
     identity = Identity(known | {version: identities}, digest(content)[:12])
     with_text = [name for name, encoder in built.items() if len(encoder.models) > 1]
     for path, text in render_configs(spec, architectures, identity, with_text).items():
@@ -185,11 +187,12 @@ def _encoders_of(ensembling: Path) -> Mapping[str, Mapping[str, str]]:
     return encoders_
 
 
-def _identity(image_encoder: ModelVersion) -> dict[str, str]:
+def _identity(image_encoder: ModelVersion, scaled_decoding: bool) -> dict[str, str]:
     """Which checkpoint an encoder is of, and which images it gives the same embeddings for."""
     manifest = image_encoder.manifest
     preprocessing, precision = manifest["preprocessing"], manifest["precision"]
-    embedding_id = digest([manifest["fingerprint"], preprocessing, precision])[:16]
+    pixels = pixels_digest(preprocessing["image_size"], scaled_decoding)
+    embedding_id = digest([manifest["fingerprint"], preprocessing, precision, pixels])[:16]
     return {"fingerprint": manifest["fingerprint"], "embedding_id": embedding_id}
 
 

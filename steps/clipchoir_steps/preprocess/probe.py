@@ -6,6 +6,7 @@ Releases of Pillow differ: 13.0 resizes images that are higher than wide in anot
 
 import base64
 import hashlib
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image
@@ -72,6 +73,30 @@ def pixels_digest(size: int, scaled_decoding: bool) -> str:
     for picture in pictures:
         digest.update(np.asarray(picture.resized(size)).tobytes())
     return digest.hexdigest()[:16]
+
+
+class OtherPixelsError(Exception):
+    """This machine would make other pixels than the repository was built with; the message says what to do."""
+
+
+def check_pixels(expected: Mapping[int, str], made_by: str, scaled_decoding: bool) -> None:
+    """Compare this machine's pixels with a repository's.
+
+    Args:
+        expected: digests by size, as the repository's config has them.
+        made_by: what made them.
+        scaled_decoding: whether large JPEGs are decoded at a fraction of their size.
+
+    Raises:
+        OtherPixelsError: they differ.
+    """
+    for size, digest in expected.items():
+        if pixels_digest(size, scaled_decoding) != digest:
+            raise OtherPixelsError(
+                f"{MADE_BY} decodes or resizes images to {size} pixels otherwise than {made_by}, with which this "
+                "repository was built, so that embeddings and scores would move: install that version, or have the "
+                "repository take this one: clipchoir-export refresh"
+            )
 
 
 def _noise(width: int, height: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from clipchoir_steps.preprocess.decode import Limits
 
@@ -14,6 +14,8 @@ class Settings:
     limits: Limits
     threads: int
     scaled_decoding: bool  # decode large JPEGs at a fraction of their size
+    pixels: Mapping[int, str] = field(default_factory=dict)  # digests by size, as the repository was built with
+    pixels_made_by: str = ""
 
     @classmethod
     def parse(cls, parameters: Mapping[str, str]) -> "Settings":
@@ -28,7 +30,13 @@ class Settings:
             max_side=_whole_number(parameters, "max_image_side", smallest=1),
         )
         threads = _whole_number(parameters, "decode_threads", smallest=0) or len(os.sched_getaffinity(0))
-        return cls(limits, threads, _switch(parameters, "jpeg_scaled_decoding"))
+        return cls(
+            limits,
+            threads,
+            _switch(parameters, "jpeg_scaled_decoding"),
+            _digests(parameters, "pixels_digest"),
+            parameters.get("pixels_made_by", ""),
+        )
 
 
 def _whole_number(parameters: Mapping[str, str], name: str, smallest: int) -> int:
@@ -36,6 +44,14 @@ def _whole_number(parameters: Mapping[str, str], name: str, smallest: int) -> in
     if not value.isdecimal() or int(value) < smallest:
         raise ValueError(f'parameter "{name}" must be a whole number, at least {smallest}; got "{value}"')
     return int(value)
+
+
+def _digests(parameters: Mapping[str, str], name: str) -> dict[int, str]:
+    value = parameters.get(name, "")
+    pairs = [part.partition("=") for part in value.split(",")]
+    if not all(size.isdecimal() and digest for size, _, digest in pairs):
+        raise ValueError(f'parameter "{name}" must be digests by size, as in "224=d34f9fff972f1110"; got "{value}"')
+    return {int(size): digest for size, _, digest in pairs}
 
 
 def _switch(parameters: Mapping[str, str], name: str) -> bool:

@@ -19,6 +19,7 @@ from clipchoir_steps.metrics import DECODE_ERRORS, IMAGES, Metrics
 from clipchoir_steps.preprocess.batch import Batch, Decoder
 from clipchoir_steps.preprocess.decode import ErrorKind
 from clipchoir_steps.preprocess.parameters import ParameterCheck
+from clipchoir_steps.preprocess.probe import OtherPixelsError, check_pixels
 from clipchoir_steps.preprocess.settings import Settings
 
 _LOG_INTERVAL = 1.0  # seconds between two lines about undecodable images
@@ -41,6 +42,10 @@ class PreprocessStep:
             self.metrics.add(IMAGES, 0, outcome=outcome)
         for kind in ErrorKind:
             self.metrics.add(DECODE_ERRORS, 0, kind=kind.value)
+        try:
+            check_pixels(settings.pixels, settings.pixels_made_by, settings.scaled_decoding)
+        except OtherPixelsError as error:
+            raise pb_utils.TritonModelException(str(error)) from error
         # This process is ours alone. PIL's own check of sizes sees some images before ours does; what it warns about,
         # such as metadata that it cannot read, would be remembered for ever.
         Image.MAX_IMAGE_PIXELS = settings.limits.max_pixels
