@@ -5,13 +5,15 @@ are right, and what it does. The arithmetic is in `formula`.
 """
 
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, ClassVar
+from typing import Any
 
 from clipchoir_steps.label_sets.spec import spec_id
 
 SOFTMAX_MEAN, MEAN_EMBEDDING = "softmax_mean", "mean_embedding"
+_ENTRY = "parameter"
 
 
 class OptionError(ValueError):
@@ -23,88 +25,71 @@ class Parameter:
     """What the table says of one request parameter.
 
     Attributes:
-        name: of the parameter, in requests, in the repository's config and in Python.
-        read: value as it was sent, encoders -> value as it is used; raises `OptionError`.
+        read: its name, value as it was sent, and the encoders -> value as it is used; raises `OptionError`.
         range: which values are right, for people.
         help: what the parameter does, for people.
-        bounds: the same range for a validator (`gt`, `ge`, `lt`, `le`); empty where it is none of numbers.
+        bounds: the range of a number for validators, by `gt`, `ge`, `lt` and `le`.
     """
 
-    name: str
-    read: Callable[[object, Sequence[str]], Any]
+    read: Callable[[str, object, Sequence[str]], Any]
     range: str
     help: str
-    bounds: Mapping[str, float]
+    bounds: Mapping[str, float] = field(default_factory=dict)
 
 
-class _Number:
-    """A number in a range."""
+def _number(help_: str, **bounds: float) -> Any:
+    words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
+    allowed = " and ".join(f"{words[kind]} {bound:g}" for kind, bound in bounds.items())
 
-    _WORDS: ClassVar = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-
-    def __init__(self, **bounds: float) -> None:
-        self.bounds = bounds
-        self.range = " and ".join(f"{self._WORDS[kind]} {bound:g}" for kind, bound in bounds.items())
-
-    def read(self, name: str, value: object) -> float:
-        number = _number(name, value)
-        right = {"gt": number.__gt__, "ge": number.__ge__, "lt": number.__lt__, "le": number.__le__}
-        if not all(right[kind](bound) for kind, bound in self.bounds.items()):
-            raise OptionError(f"{name} must be {self.range}, got {number:g}")
+    def read(name: str, value: object, _: Sequence[str]) -> float:
+        number = _finite(name, value)
+        if not all(getattr(operator, kind)(number, bound) for kind, bound in bounds.items()):
+            raise OptionError(f"{name} must be {allowed}, got {number:g}")
         return number
 
+    return field(metadata={_ENTRY: Parameter(read, allowed, help_, bounds)})
 
-class _Choice:
-    """One of some words."""
 
-    bounds: ClassVar[Mapping[str, float]] = {}
+def _choice(help_: str, *words: str) -> Any:
+    allowed = " or ".join(words)
 
-    def __init__(self, *words: str) -> None:
-        self.words = words
-        self.range = " or ".join(words)
-
-    def read(self, name: str, value: object) -> str:
-        if value not in self.words:
-            raise OptionError(f"{name} must be {self.range}, got {value!r}")
+    def read(name: str, value: object, _: Sequence[str]) -> str:
+        if value not in words:
+            raise OptionError(f"{name} must be {allowed}, got {value!r}")
         return str(value)
 
+    return field(metadata={_ENTRY: Parameter(read, allowed, help_)})
 
-class _PerEncoder:
-    """Numbers that are at least 0 and not all 0, one for each encoder."""
 
-    bounds: ClassVar[Mapping[str, float]] = {}
-    range = "numbers separated by commas, one for each encoder, at least 0 and not all 0"
-
-    def read(self, name: str, value: object, encoders: Sequence[str]) -> tuple[float, ...]:
+def _per_encoder(help_: str) -> Any:
+    def read(name: str, value: object, encoders: Sequence[str]) -> tuple[float, ...]:
         expected = f"{len(encoders)} numbers separated by commas, for {', '.join(encoders)}"
         if not isinstance(value, str):
             raise OptionError(f"{name} must be a string of {expected}; got {value!r}")
         parts = value.split(",")
         if len(parts) != len(encoders):
             raise OptionError(f"{name} must be {expected}; got {value!r}")
-        numbers = tuple(_number(f"each of {name}", part.strip()) for part in parts)
+        numbers = tuple(_finite(f"each of {name}", part.strip()) for part in parts)
         if min(numbers) < 0 or sum(numbers) <= 0 or not math.isfinite(sum(numbers)):
             raise OptionError(f"{name} must be at least 0 and not all 0; got {value!r}")
         return numbers
 
-
-def _parameter(values: _Number | _Choice | _PerEncoder, help_: str) -> Any:
-    return field(metadata={"values": values, "help": help_})
+    allowed = "numbers separated by commas, one for each encoder, at least 0 and not all 0"
+    return field(metadata={_ENTRY: Parameter(read, allowed, help_)})
 
 
 @dataclass(frozen=True)
 class Scoring:
     """How images are scored: the table of the scoring parameters, and the values that one request has of them."""
 
-    weights: tuple[float, ...] = _parameter(_PerEncoder(), "Share of each encoder in the scores, in encoder order.")
-    logit_scale: float = _parameter(_Number(gt=0, le=1000), "Factor before the softmax.")
-    drop_below: float = _parameter(
-        _Number(ge=0, lt=1), "Prompts with a probability at or under this count as 0; 0 keeps all."
-    )
-    aggregate: str = _parameter(
-        _Choice(SOFTMAX_MEAN, MEAN_EMBEDDING),
+    weights: tuple[float, ...] = _per_encoder("Share of each encoder in the scores, in encoder order.")
+    logit_scale: float = _number("Factor before the softmax.", gt=0, le=1000)
+    drop_below: float = _number("Prompts with a probability at or under this count as 0; 0 keeps all.", ge=0, lt=1)
+    aggregate: str = _choice(
         "How the prompts of a class become its score: the mean of their probabilities, or one embedding, the mean of "
         "theirs.",
+        SOFTMAX_MEAN,
+        MEAN_EMBEDDING,
     )
 
     @classmethod
@@ -114,7 +99,7 @@ class Scoring:
         Raises:
             OptionError: a value is of the wrong type or out of range.
         """
-        return cls(**{name: each.read(values[name], encoders) for name, each in PARAMETERS.items()})
+        return cls(**{name: each.read(name, values[name], encoders) for name, each in PARAMETERS.items()})
 
     def changed_by(self, parameters: Mapping[str, object], encoders: Sequence[str]) -> "Scoring":
         """These, where a request's parameters do not say otherwise; parameters of others are left to them.
@@ -122,23 +107,13 @@ class Scoring:
         Raises:
             OptionError: a value is of the wrong type or out of range.
         """
-        given = {name: each.read(parameters[name], encoders) for name, each in PARAMETERS.items() if name in parameters}
+        given = {
+            name: each.read(name, parameters[name], encoders) for name, each in PARAMETERS.items() if name in parameters
+        }
         return replace(self, **given)
 
 
-def _table() -> dict[str, Parameter]:
-    table = {}
-    for each in fields(Scoring):
-        values = each.metadata["values"]
-
-        def read(value: object, encoders: Sequence[str], name: str = each.name, values: Any = values) -> Any:
-            return values.read(name, value, encoders) if isinstance(values, _PerEncoder) else values.read(name, value)
-
-        table[each.name] = Parameter(each.name, read, values.range, each.metadata["help"], values.bounds)
-    return table
-
-
-PARAMETERS: Mapping[str, Parameter] = _table()
+PARAMETERS: Mapping[str, Parameter] = {each.name: each.metadata[_ENTRY] for each in fields(Scoring)}
 LABEL_SET, LABEL_SET_SPEC = "label_set", "label_set_spec"
 NAMES = (LABEL_SET, LABEL_SET_SPEC, *PARAMETERS)
 """Every request parameter that `ensembling` reads; others are left to whom they are for."""
@@ -190,7 +165,7 @@ def _name(value: object) -> str:
     return value
 
 
-def _number(name: str, value: object) -> float:
+def _finite(name: str, value: object) -> float:
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise ValueError
