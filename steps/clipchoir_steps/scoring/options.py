@@ -29,15 +29,17 @@ class Parameter:
         range: which values are right, for people.
         help: what the parameter does, for people.
         bounds: the range of a number for validators, by `gt`, `ge`, `lt` and `le`.
+        words: the values that are right, where they are words.
     """
 
     read: Callable[[str, object, Sequence[str]], Any]
     range: str
     help: str
     bounds: Mapping[str, float] = field(default_factory=dict)
+    words: Sequence[str] = ()
 
 
-def _number(help_: str, **bounds: float) -> Any:
+def _number(default: float, help_: str, **bounds: float) -> Any:
     words = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
     allowed = " and ".join(f"{words[kind]} {bound:g}" for kind, bound in bounds.items())
 
@@ -47,10 +49,10 @@ def _number(help_: str, **bounds: float) -> Any:
             raise OptionError(f"{name} must be {allowed}, got {number:g}")
         return number
 
-    return field(metadata={_ENTRY: Parameter(read, allowed, help_, bounds)})
+    return field(default=default, metadata={_ENTRY: Parameter(read, allowed, help_, bounds=bounds)})
 
 
-def _choice(help_: str, *words: str) -> Any:
+def _choice(default: str, help_: str, words: Sequence[str]) -> Any:
     allowed = " or ".join(words)
 
     def read(name: str, value: object, _: Sequence[str]) -> str:
@@ -58,7 +60,7 @@ def _choice(help_: str, *words: str) -> Any:
             raise OptionError(f"{name} must be {allowed}, got {value!r}")
         return str(value)
 
-    return field(metadata={_ENTRY: Parameter(read, allowed, help_)})
+    return field(default=default, metadata={_ENTRY: Parameter(read, allowed, help_, words=words)})
 
 
 def _per_encoder(help_: str) -> Any:
@@ -83,23 +85,23 @@ class Scoring:
     """How images are scored: the table of the scoring parameters, and the values that one request has of them."""
 
     weights: tuple[float, ...] = _per_encoder("Share of each encoder in the scores, in encoder order.")
-    logit_scale: float = _number("Factor before the softmax.", gt=0, le=1000)
-    drop_below: float = _number("Prompts with a probability at or under this count as 0; 0 keeps all.", ge=0, lt=1)
+    logit_scale: float = _number(100.0, "Factor before the softmax.", gt=0, le=1000)
+    drop_below: float = _number(0.0, "Prompts with a probability at or under this count as 0; 0 keeps all.", ge=0, lt=1)
     aggregate: str = _choice(
+        SOFTMAX_MEAN,
         "How the prompts of a class become its score: the mean of their probabilities, or one embedding, the mean of "
         "theirs.",
-        SOFTMAX_MEAN,
-        MEAN_EMBEDDING,
+        (SOFTMAX_MEAN, MEAN_EMBEDDING),
     )
 
     @classmethod
     def of(cls, values: Mapping[str, object], encoders: Sequence[str]) -> "Scoring":
-        """All of them, from a repository's config.
+        """Those of a repository's config; the table's defaults for the ones that it does not have.
 
         Raises:
             OptionError: a value is of the wrong type or out of range.
         """
-        return cls(**{name: each.read(name, values[name], encoders) for name, each in PARAMETERS.items()})
+        return cls(**_read(values, encoders))
 
     def changed_by(self, parameters: Mapping[str, object], encoders: Sequence[str]) -> "Scoring":
         """These, where a request's parameters do not say otherwise; parameters of others are left to them.
@@ -107,10 +109,11 @@ class Scoring:
         Raises:
             OptionError: a value is of the wrong type or out of range.
         """
-        given = {
-            name: each.read(name, parameters[name], encoders) for name, each in PARAMETERS.items() if name in parameters
-        }
-        return replace(self, **given)
+        return replace(self, **_read(parameters, encoders))
+
+
+def _read(values: Mapping[str, object], encoders: Sequence[str]) -> dict[str, Any]:
+    return {name: each.read(name, values[name], encoders) for name, each in PARAMETERS.items() if name in values}
 
 
 PARAMETERS: Mapping[str, Parameter] = {each.name: each.metadata[_ENTRY] for each in fields(Scoring)}
