@@ -8,7 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NoReturn
 
-from clipchoir_server.triton import DiedError, ServerError, Triton
+from clipchoir_server.errors import DiedError, ServerError
+from clipchoir_server.triton import Triton
 
 _LONGEST_WAIT = 30.0  # seconds
 

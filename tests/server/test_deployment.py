@@ -27,6 +27,7 @@ import yaml
 from tritonclient.utils import InferenceServerException
 
 import clipchoir_server.triton as embedded
+from clipchoir_server import installation
 from tests.conftest import ROOT, SAMPLES, encoded, infer, noise
 
 COMPOSE, TLS = ROOT / "docker-compose.yml", ROOT / "deploy" / "compose.tls.yml"
@@ -141,8 +142,8 @@ def test_every_variable_is_documented_with_its_default() -> None:
 
 @cache
 def known_flags() -> set[str]:
-    binary = embedded._triton_folder() / "bin" / "tritonserver"
-    shown = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False, env=embedded._environment())
+    binary = installation.triton_folder() / "bin" / "tritonserver"
+    shown = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False, env=installation.environment())
     return set(re.findall(r"--([a-z][a-z-]+)", shown.stdout + shown.stderr))
 
 
@@ -177,7 +178,7 @@ def tritonserver(repository: Path, folder: Path, more: list[str]) -> Iterator[em
     """The embedded tritonserver with the flags of the compose file, in so far as the launcher has none of its own."""
     address = embedded.Address.choose()
     backends = folder / "backends"
-    embedded._prepare_backends(backends)
+    installation.prepare_backends(backends)
     given = flags(triton_services(COMPOSE)["triton-cpu"]["entrypoint"])
     own = [flag for flag, name in given.items() if name not in SET_BY_LAUNCHER]
     command = embedded._command

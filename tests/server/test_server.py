@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc as grpcclient
 
-from clipchoir_server.triton import Address, ServerError, Triton, check_that_it_starts, serving, thread_defaults
+from clipchoir_server.installation import check_that_it_starts
+from clipchoir_server.repository import thread_defaults
+from clipchoir_server.triton import Address, ServerError, Triton, serving
 from tests.conftest import BIN, encoded, infer, metrics, noise, run
 from tests.support.launcher import FREE_PORTS, descendants, gone, started
 
