@@ -1,5 +1,6 @@
 """`clipchoir web`: the real command and a real browser, against a real server."""
 
+import os
 import re
 import shutil
 import signal
@@ -56,6 +57,7 @@ def url(server: Triton) -> Iterator[str]:
 def browser() -> Iterator[Browser]:
     chromium = shutil.which("chromium")
     if chromium is None:
+        assert not os.environ.get("CLIPCHOIR_REQUIRE_BROWSER"), "there is no chromium"
         pytest.skip("there is no chromium (on Debian: apt-get install chromium)")
     with sync_playwright() as playwright, playwright.chromium.launch(executable_path=chromium, args=QUIET) as browser:
         yield browser
