@@ -143,7 +143,9 @@ def test_every_variable_is_documented_with_its_default() -> None:
 @cache
 def known_flags() -> set[str]:
     binary = installation.triton_folder() / "bin" / "tritonserver"
-    shown = subprocess.run([binary, "--help"], capture_output=True, text=True, check=False, env=installation.environment())
+    shown = subprocess.run(
+        [binary, "--help"], capture_output=True, text=True, check=False, env=installation.environment()
+    )
     return set(re.findall(r"--([a-z][a-z-]+)", shown.stdout + shown.stderr))
 
 

@@ -18,21 +18,21 @@ from safetensors.numpy import load_file, save
 
 import clipchoir_export
 from clipchoir_export import costs
+from clipchoir_export.build.publishing import newest, next_version, read_manifest
+from clipchoir_export.build.staging import Staging
+from clipchoir_export.build.verification import Evidence, VerifyLevel, batches_for, verify_image_encoder
 from clipchoir_export.configs import text_model
-from clipchoir_export.families.registry import Encoder
-from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH, PromptTokenizer
-from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
-from clipchoir_steps.label_sets.spec import LabelSet
-from clipchoir_steps.scoring.formula import class_embeddings
 from clipchoir_export.errors import RepositoryError, VerificationError
+from clipchoir_export.families.registry import Encoder
 from clipchoir_export.onnx.files import Written, weight_bytes, write_model
 from clipchoir_export.onnx.graph import OPSETS, Signature, trace
-from clipchoir_export.build.publishing import newest, next_version, read_manifest
 from clipchoir_export.onnx.modules import ServedImageEncoder, ServedTextEncoder
 from clipchoir_export.spec import EncoderSpec, Precision
-from clipchoir_export.build.staging import Staging
 from clipchoir_export.text import distinct_prompts, embed_prompts
-from clipchoir_export.build.verification import Evidence, VerifyLevel, batches_for, verify_image_encoder
+from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
+from clipchoir_steps.label_sets.spec import LabelSet
+from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH, PromptTokenizer
+from clipchoir_steps.scoring.formula import class_embeddings
 
 ENSEMBLING = "ensembling"
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"

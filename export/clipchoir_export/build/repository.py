@@ -5,12 +5,10 @@ import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import clipchoir_steps
 import numpy as np
 from rich.progress import Progress
 
-from clipchoir_export.families import registry as encoders
-from clipchoir_export.configs import Identity, render_configs
+import clipchoir_steps
 from clipchoir_export.build.encoder import (
     ENSEMBLING,
     BuildOptions,
@@ -22,11 +20,6 @@ from clipchoir_export.build.encoder import (
     digest,
     label_set_file,
 )
-from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
-from clipchoir_steps.label_sets.spec import LabelSet
-from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
-from clipchoir_steps.preprocess.probe import pixels_digest
-from clipchoir_export.errors import RepositoryError
 from clipchoir_export.build.publishing import (
     holds_sources,
     newest,
@@ -36,11 +29,18 @@ from clipchoir_export.build.publishing import (
     versions,
     write_manifest,
 )
+from clipchoir_export.build.staging import Staging
+from clipchoir_export.configs import Identity, render_configs
+from clipchoir_export.errors import RepositoryError
+from clipchoir_export.families import registry as encoders
+from clipchoir_export.families.towers import Architecture
 from clipchoir_export.resources import resource
 from clipchoir_export.spec import EnsembleSpec, load_label_set
-from clipchoir_export.build.staging import Staging
 from clipchoir_export.text import write_tokenizer
-from clipchoir_export.families.towers import Architecture
+from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
+from clipchoir_steps.label_sets.spec import LabelSet
+from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.preprocess.probe import pixels_digest
 
 ZERO_SHOT, PREPROCESS, LABEL_SETS = "zero_shot", "preprocess", "label_sets"
 _TREE = "publish"
