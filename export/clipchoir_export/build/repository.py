@@ -120,7 +120,7 @@ def _entry_point(step: str) -> Path:
 
 
 def step_sources(step: str) -> dict[str, Path]:
-    """The Python of a step, by its path in the version folder: `model.py`, and beside it the whole `clipchoir_steps`."""
+    """The Python of a step, by its path in the version folder: `model.py`, and beside it all of `clipchoir_steps`."""
     package = Path(clipchoir_steps.__file__).parent
     modules = {str(path.relative_to(package.parent)): path for path in sorted(package.rglob("*.py"))}
     return {"model.py": _entry_point(step), **modules}

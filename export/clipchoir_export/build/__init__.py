@@ -1,0 +1,1 @@
+"""Encoders and label sets -> a model repository."""
