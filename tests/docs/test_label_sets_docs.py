@@ -4,9 +4,8 @@ import json
 import re
 
 from clipchoir_export.spec import RequestLabelSetsSpec
-from clipchoir_steps.label_sets import resolver as clipchoir_lookup
-from clipchoir_steps.label_sets import spec as clipchoir_prompts
-from clipchoir_steps.scoring import options as clipchoir_options
+from clipchoir_steps.label_sets import resolver, spec
+from clipchoir_steps.scoring import options
 from tests.conftest import ROOT, run
 
 PAGE = (ROOT / "docs" / "label_sets.md").read_text()
@@ -20,8 +19,8 @@ def first_column(head: str) -> list[str]:
 
 
 def test_every_request_parameter_is_there() -> None:
-    assert sorted(first_column("parameter")) == sorted(clipchoir_options.NAMES)
-    for aggregate in (clipchoir_options.SOFTMAX_MEAN, clipchoir_options.MEAN_EMBEDDING):
+    assert sorted(first_column("parameter")) == sorted(options.NAMES)
+    for aggregate in (options.SOFTMAX_MEAN, options.MEAN_EMBEDDING):
         assert f"`{aggregate}`: " in PAGE
 
 
@@ -32,7 +31,7 @@ def test_every_limit_is_there_with_its_default_and_reason() -> None:
     ]
     table = "\n".join(["| key | default | what it is, and why |", "| --- | --- | --- |", *rows])
     assert f"\n\n{table}\n\n" in PAGE, f"put this table into docs/label_sets.md:\n{table}"
-    assert f"at most {clipchoir_lookup._MOST_WAITING} new sets wait" in PAGE
+    assert f"at most {resolver._MOST_WAITING} new sets wait" in PAGE
 
 
 def test_every_error_code_is_there() -> None:
@@ -43,8 +42,8 @@ def test_every_error_code_is_there() -> None:
 
 def test_the_example_is_a_label_set() -> None:
     example = re.findall(r"```json\n(.*?)```", PAGE, re.DOTALL)[0]
-    limits = clipchoir_prompts.Limits(10, 10, 1000)
-    assert clipchoir_prompts.LabelSet.parse_json("example", example.encode(), limits).prompt_counts() == [3, 2]
+    limits = spec.Limits(10, 10, 1000)
+    assert spec.LabelSet.parse_json("example", example.encode(), limits).prompt_counts() == [3, 2]
 
 
 def test_the_options_of_embed_exist() -> None:

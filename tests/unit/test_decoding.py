@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from clipchoir_steps.preprocess import batch as clipchoir_batches
+from clipchoir_steps.preprocess import batch as batch_module
 from clipchoir_steps.preprocess.batch import Batch, Decoder
 from clipchoir_steps.preprocess.decode import FORMATS, ErrorKind, ImageError, Limits, decode
 from clipchoir_steps.preprocess.settings import Settings
@@ -180,7 +180,7 @@ def test_rows_of_different_requests_are_decoded_at_the_same_time(monkeypatch: py
         together.wait()
         return decode(data, LIMITS)
 
-    monkeypatch.setattr(clipchoir_batches, "decode", meet)
+    monkeypatch.setattr(batch_module, "decode", meet)
     for batch in decoded([encoded(noise(6))], [encoded(noise(7))]):
         assert batch.failure is None
 
@@ -192,7 +192,7 @@ def test_a_single_row_changes_no_thread(monkeypatch: pytest.MonkeyPatch) -> None
         threads.append(threading.current_thread())
         return decode(data, LIMITS)
 
-    monkeypatch.setattr(clipchoir_batches, "decode", note)
+    monkeypatch.setattr(batch_module, "decode", note)
     decoded([encoded(noise(8))], threads=4)
     assert threads == [threading.current_thread()]
 
@@ -204,7 +204,7 @@ def test_an_image_is_decoded_once_for_all_sizes(monkeypatch: pytest.MonkeyPatch)
         calls.append(data)
         return decode(data, LIMITS)
 
-    monkeypatch.setattr(clipchoir_batches, "decode", note)
+    monkeypatch.setattr(batch_module, "decode", note)
     (batch,) = decoded([encoded(noise(9)), encoded(noise(10))])
     assert len(calls) == 2
     assert [batch.pixels[size].shape for size in SIZES] == [(2, 224, 224, 3), (2, 56, 56, 3)]
@@ -216,7 +216,7 @@ def test_a_bug_fails_its_own_request_alone(monkeypatch: pytest.MonkeyPatch) -> N
             raise RuntimeError("a bug")
         return decode(data, LIMITS)
 
-    monkeypatch.setattr(clipchoir_batches, "decode", stumble)
+    monkeypatch.setattr(batch_module, "decode", stumble)
     good, bad = decoded([encoded(noise(11))] * 3, [encoded(noise(11)), b"bug"])
     assert str(bad.failure) == "a bug"
     assert good.failure is None
