@@ -1,5 +1,6 @@
 """The command `clipchoir-server`: starting, stopping, and saying what is wrong."""
 
+import json
 import os
 import re
 import shutil
@@ -8,6 +9,7 @@ import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tritonclient.grpc as grpcclient
@@ -66,7 +68,10 @@ def test_a_signal_while_models_load_stops_it_and_all_it_started(repository: Path
 
 
 def test_a_broken_log_does_not_stop_the_server(repository: Path) -> None:
-    def broken(_: str) -> None:
+    given: list[str] = []
+
+    def broken(line: str) -> None:
+        given.append(line)
         raise BrokenPipeError
 
     address = Address.choose()
@@ -74,9 +79,16 @@ def test_a_broken_log_does_not_stop_the_server(repository: Path) -> None:
         serving(repository, address, on_line=broken),
         grpcclient.InferenceServerClient(address.grpc) as client,
     ):
+        infer(client, [b"no image"], ["error"])
         client.update_log_settings({"log_verbose_level": 3})  # many more bytes than a pipe holds
         for seed in range(60):
             infer(client, [encoded(noise(seed))], ["label"])
+    assert len(given) == 1
+
+
+def event(line: str) -> dict[str, Any]:
+    """The JSON object in a line of Triton's log, read as docs/preprocess.md says."""
+    return dict(json.loads(json.loads(line.partition("] ")[2])))
 
 
 def test_ignored_config_keys_are_told(copy: Path) -> None:
@@ -85,9 +97,45 @@ def test_ignored_config_keys_are_told(copy: Path) -> None:
     config.write_text(f"{config.read_text()}{key}\n")
     lines: list[str] = []
     with serving(copy, Address.choose(), on_line=lines.append):
-        assert "metaclip: this onnxruntime backend ignores the config key parameters.cudnn_conv_algo_search" in "".join(
-            lines
-        )
+        assert [event(line) for line in lines] == [
+            {
+                "event": "encoder_warning",
+                "step": "metaclip",
+                "warning": "this onnxruntime backend ignores the config key parameters.cudnn_conv_algo_search",
+            }
+        ]
+
+
+def test_a_damaged_label_set_is_shown_at_the_start(copy: Path) -> None:
+    (damaged,) = copy.glob("ensembling/1/label_sets/moods*")
+    damaged.write_bytes(damaged.read_bytes()[:1000])
+    lines: list[str] = []
+    with serving(copy, Address.choose(), on_line=lines.append):
+        (shown,) = map(event, lines)
+    assert (shown["event"], shown["step"]) == ("label_sets_warning", "ensembling")
+    assert "moods" in shown["warning"]
+
+
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU, about which warnings are shown")
+def test_rejected_images_are_shown_and_nothing_else_of_a_server_that_is_well(repository: Path) -> None:
+    address = Address.choose()
+    lines: list[str] = []
+    with (
+        serving(repository, address, on_line=lines.append),
+        grpcclient.InferenceServerClient(address.grpc) as client,
+    ):
+        assert lines == []
+        for seed in range(20):
+            infer(client, [encoded(noise(seed))], ["label"])
+        infer(client, [b"no image"], ["error"])
+        infer(client, [encoded(noise(0))], ["label"])
+        for _ in range(100):  # the log comes through a pipe
+            if lines:
+                break
+            time.sleep(0.1)
+    (shown,) = map(event, lines)
+    assert shown["event"] == "images_rejected"
+    assert shown["kinds"] == {"unknown_format": 1}
 
 
 def test_ports_must_differ_and_the_host_be_ipv4(repository: Path) -> None:

@@ -18,6 +18,7 @@ import triton_python_backend_utils as pb_utils
 from clipchoir_server.backend.micro_batches import in_parts
 from clipchoir_server.backend.session import CPU, PlanError, SessionPlan, plan_session
 from clipchoir_steps.deferred import DeferredBatches
+from clipchoir_steps.events import Events
 from clipchoir_steps.metrics import Metrics
 
 
@@ -42,8 +43,9 @@ class OnnxRuntimeStep:
             )
         except PlanError as error:
             raise pb_utils.TritonModelException(str(error)) from error
+        events = Events(pb_utils, self.name)
         for warning in plan.warnings:
-            pb_utils.Logger.log_warn(f"{config['name']}: {warning}")
+            events.warn("encoder_warning", warning=warning)
         self.session = _open(path, plan)
         self.parts = ThreadPoolExecutor(plan.parts_at_a_time) if plan.parts_at_a_time else None
         # On GPUs, instances would look idle to Triton while they compute.
