@@ -43,22 +43,23 @@ def embed_prompts(
     """Embed every prompt of some label sets, one layer's weights in memory at a time.
 
     Args:
-        label_sets: whose prompts; one that occurs twice is embedded once.
+        label_sets: whose prompts; those of the same tokens are embedded once.
         tower: the text tower.
         tokenizer: prompts -> token ids.
-        advance: told how many prompts are done, again and again.
+        advance: is called with how many more prompts are done.
 
     Returns:
         By label set: (P, D), rows of length 1.
     """
     prompts = distinct_prompts(label_sets)
-    tokens = torch.from_numpy(tokenizer(prompts))  # (P, 77)
+    tokens, index = tokenizer.distinct(prompts)  # (U, 77), (P,)
     parts = []
     with tower.streamed() as encode:
-        for batch in tokens.split(BATCH):
+        for batch in torch.from_numpy(tokens).split(BATCH):
             parts.append(F.normalize(encode(batch).float(), dim=-1))
             advance(len(batch))
-    rows = dict(zip(prompts, torch.cat(parts).numpy(), strict=True))
+    advance(len(prompts) - len(tokens))
+    rows = dict(zip(prompts, torch.cat(parts).numpy()[index], strict=True))
     return {each.name: np.stack([rows[prompt] for prompt in each.prompts()]) for each in label_sets}
 
 
