@@ -8,13 +8,13 @@ with Client("localhost:8001") as client:
         print(result.source, result.label, result.score)
 """
 
-from clipchoir._answers import Service
 from clipchoir._async_client import AsyncClient
 from clipchoir._client import Client
 from clipchoir._connection import Tls
 from clipchoir._images import Image
 from clipchoir._label_set import LabelSet
 from clipchoir._options import Options
+from clipchoir._protocol import Service
 from clipchoir._results import Classification, Embedding
 from clipchoir._status import ModelStatus, Status
 from clipchoir.errors import (

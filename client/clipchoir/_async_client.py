@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 
 from typing_extensions import Self, Unpack
 
-from clipchoir._client import BATCH_SIZE, CONCURRENCY, Client
-from clipchoir._connection import Tls
+from clipchoir._connection import ConnectionKeywords
+from clipchoir._core import BATCH_SIZE, URL, Batches, Core
 from clipchoir._images import Image
 from clipchoir._label_set import LabelSet
-from clipchoir._options import Options, split
+from clipchoir._options import Options
 from clipchoir._results import Classification, Embedding, Vector
 from clipchoir._status import Status
 
@@ -22,32 +22,12 @@ Images = Iterable[Image] | AsyncIterable[Image]
 
 
 class AsyncClient:
-    """`Client`, with coroutines. Requests run in the threads of one such client, so that both behave the same way;
+    """`Client`, with coroutines. Requests run in threads, as those of a `Client`, so that both behave the same way;
     the event loop is never held up. What is cancelled here is still answered there, and dropped."""
 
-    def __init__(
-        self,
-        url: str | Sequence[str] = "localhost:8001",
-        *,
-        timeout: float = 60.0,
-        patience: float = 30.0,
-        concurrency: int = CONCURRENCY,
-        tls: Tls | bool = False,
-        headers: Mapping[str, str] | None = None,
-        compression: str | None = None,
-        shared_memory: bool = False,
-    ) -> None:
+    def __init__(self, url: str | Sequence[str] = URL, **options: Unpack[ConnectionKeywords]) -> None:
         """As `Client`."""
-        self._client = Client(
-            url,
-            timeout=timeout,
-            patience=patience,
-            concurrency=concurrency,
-            tls=tls,
-            headers=headers,
-            compression=compression,
-            shared_memory=shared_memory,
-        )
+        self._core = Core(url, options)
 
     async def __aenter__(self) -> Self:
         return self
@@ -59,11 +39,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """As `Client.close`."""
-        await asyncio.to_thread(self._client.close)
+        await asyncio.to_thread(self._core.close)
 
     async def encoders(self) -> tuple[str, ...]:
         """Names of the encoders, in the order of `weights`."""
-        return await asyncio.to_thread(lambda: self._client.encoders)
+        return (await asyncio.to_thread(lambda: self._core.service)).encoders
 
     async def classify(
         self, images: Images, *, batch_size: int = BATCH_SIZE, embeddings: bool = False, **options: Unpack[Options]
@@ -82,79 +62,65 @@ class AsyncClient:
         **options: Unpack[Options],
     ) -> AsyncGenerator[Classification, None]:
         """As `Client.stream`."""
-        self._client._check(images, batch_size)
-        label_set, parameters = split(options)
-        return self._streamed(
-            lambda: (
-                self._client._job(batch_size, True, embeddings, label_set, parameters).run,
-                _batches(images, batch_size),
-            ),
-            ordered,
+        begin = self._core.prepare(
+            images, batch_size, scores=True, embeddings=embeddings, ordered=ordered, options=options
         )
+        return self._results(begin, lambda _: _batches(images, batch_size))
 
     def embed(
         self, images: Images, *, batch_size: int = BATCH_SIZE, ordered: bool = True, priority: int | None = None
     ) -> AsyncGenerator[Embedding, None]:
         """As `Client.embed`."""
-        self._client._check(images, batch_size)
-        _, parameters = split({"priority": priority})
-        return self._streamed(
-            lambda: (
-                self._client._job(batch_size, False, True, None, parameters).run,
-                _batches(images, batch_size),
-            ),
-            ordered,
+        begin = self._core.prepare(
+            images, batch_size, scores=False, embeddings=True, ordered=ordered, options={"priority": priority}
         )
+        return self._results(begin, lambda _: _batches(images, batch_size))
 
     def score(
         self, embeddings: Mapping[str, Vector], *, batch_size: int | None = None, **options: Unpack[Options]
     ) -> AsyncGenerator[Classification, None]:
         """As `Client.score`."""
-        self._client._check_open()
-
-        def scoring() -> tuple[Callable[[Any], list[Any]], AsyncGenerator[Any, None]]:
-            work, batches = self._client._scoring(embeddings, batch_size, options)
-            return work, _one_by_one(batches)
-
-        return self._streamed(scoring, ordered=True)
+        begin = self._core.prepare_scoring(embeddings, batch_size, options)
+        return self._results(begin, lambda job: _one_by_one(job.batches))
 
     async def label_sets(self) -> dict[str, Any]:
         """As `Client.label_sets`."""
-        return await asyncio.to_thread(self._client.label_sets)
+        return await asyncio.to_thread(self._core.about_label_sets, "")
 
     async def label_set(self, label_set: str | LabelSet) -> dict[str, Any]:
         """As `Client.label_set`."""
-        return await asyncio.to_thread(self._client.label_set, label_set)
+        name = label_set.id if isinstance(label_set, LabelSet) else label_set
+        return await asyncio.to_thread(self._core.about_label_sets, name)
 
     async def check(self, label_set: LabelSet) -> dict[str, Any]:
         """As `Client.check`."""
-        return await asyncio.to_thread(self._client.check, label_set)
+        return await asyncio.to_thread(self._core.about_label_sets, label_set.spec)
 
     async def status(self) -> list[Status]:
         """As `Client.status`."""
-        return await asyncio.to_thread(self._client.status)
+        return await asyncio.to_thread(self._core.status)
 
-    async def _streamed(
-        self, begin: Callable[[], tuple[Callable[[Any], list[Any]], AsyncGenerator[Any, None]]], ordered: bool
+    async def _results(
+        self, begin: Callable[[], Batches], batches_of: Callable[[Batches], AsyncGenerator[Any, None]]
     ) -> AsyncGenerator[Any, None]:
         """Results of batches.
 
         Args:
-            begin: asks the server what has to be known, and gives what to do with a batch, and the batches.
-            ordered: False: as they come.
+            begin: asks the server what has to be known, and gives the work on a batch.
+            batches_of: the batches for this work.
         """
-        work, batches = await asyncio.to_thread(begin)
-        pipeline = self._client._pipeline
+        job = await asyncio.to_thread(begin)
+        pipeline = self._core.pipeline
         waiting: deque[asyncio.Future[list[Any]]] = deque()
         try:
-            async with aclosing(batches):
+            async with aclosing(batches_of(job)) as batches:
                 async for batch in batches:
-                    waiting.append(asyncio.wrap_future(pipeline.submit(work, batch)))
+                    waiting.append(asyncio.wrap_future(pipeline.submit(job.work, batch)))
                     if len(waiting) >= pipeline.capacity:
-                        for result in await _next(waiting, ordered):
+                        for result in await _next(waiting, ordered=job.ordered):
                             yield result
             while waiting:
-                for result in await _next(waiting, ordered):
+                for result in await _next(waiting, ordered=job.ordered):
                     yield result
         finally:
             for future in waiting:
@@ -166,7 +132,7 @@ async def _one_by_one(some: Iterable[T]) -> AsyncGenerator[T, None]:
         yield each
 
 
-async def _next(waiting: "deque[asyncio.Future[list[T]]]", ordered: bool) -> list[T]:
+async def _next(waiting: "deque[asyncio.Future[list[T]]]", *, ordered: bool) -> list[T]:
     if ordered:
         first = waiting[0]
     else:

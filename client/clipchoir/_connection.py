@@ -1,19 +1,16 @@
 """How to reach a server, and one connection to it."""
 
-import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
-import numpy as np
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from clipchoir._options import Announced
-from clipchoir._shared_memory import SharedInputs
-from clipchoir.errors import ClientClosedError, from_triton
+from clipchoir._options import SentLabelSets
+from clipchoir.errors import ClientClosedError, Standing, from_triton
 
 COMPRESSIONS = ("gzip", "deflate")
 # A ping after a minute of silence in a request, given up after 20 s. A server takes more than two such pings as a fault
@@ -26,6 +23,8 @@ _KEEP_ALIVE = (
 )
 # After a failure to connect: a server that is back is noticed within seconds, not within gRPC's two minutes.
 _RECONNECT = (("grpc.initial_reconnect_backoff_ms", 200), ("grpc.max_reconnect_backoff_ms", 5_000))
+_OPEN = ("StatusCode.UNAVAILABLE", "StatusCode.NOT_FOUND")  # statuses that say too little
+_PROBE = 5.0  # seconds for finding out more
 _ANY_SIZE = (("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1))
 
 T = TypeVar("T")
@@ -66,38 +65,59 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class Access:
-    """What every connection of a client has in common.
+class ConnectionOptions:
+    """Options of a client's connections; the one place that has their defaults.
 
     Attributes:
-        timeout: seconds that a request may take.
-        tls: None: not encrypted.
-        headers: sent with every request, for authentication.
+        timeout: seconds that an answer may take, each time that a request is sent.
+        patience: seconds that a request is tried again for when no server takes it (none answers, or all reject it
+            because they have too much to do); 0: never. The very first request is not tried again.
+        concurrency: requests in flight at each server. Less for a while after a server has rejected some.
+        tls: encrypt; `Tls(...)` names certificates, True takes the system's.
+        headers: sent with every request: {"authorization": "Bearer ..."}.
         compression: of requests, "gzip" or "deflate"; encoded images hardly get smaller.
-        shared_memory: images go to servers of this machine through shared memory.
+
+    Raises:
+        ValueError: a value is out of its range.
     """
 
     timeout: float = 60.0
-    tls: Tls | None = None
+    patience: float = 30.0
+    concurrency: int = 4
+    tls: Tls | bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     compression: str | None = None
-    shared_memory: bool = False
 
     def __post_init__(self) -> None:
         if self.timeout <= 0:
             raise ValueError(f"timeout must be above 0 seconds, got {self.timeout}")
+        if self.patience < 0:
+            raise ValueError(f"patience must be at least 0 seconds, got {self.patience}")
+        if self.concurrency < 1:
+            raise ValueError(f"concurrency must be at least 1, got {self.concurrency}")
         if self.compression not in (None, *COMPRESSIONS):
             raise ValueError(f"compression must be one of {', '.join(COMPRESSIONS)} or None, got {self.compression!r}")
+
+
+class ConnectionKeywords(TypedDict, total=False):
+    """Keywords of a client: see `ConnectionOptions`."""
+
+    timeout: float
+    patience: float
+    concurrency: int
+    tls: Tls | bool
+    headers: Mapping[str, str] | None
+    compression: str | None
 
 
 class Connection:
     """One connection to one server. Safe to use from several threads."""
 
-    def __init__(self, url: str, access: Access) -> None:
+    def __init__(self, url: str, options: ConnectionOptions) -> None:
         """
         Args:
             url: host:port of its gRPC endpoint.
-            access: how to go there.
+            options: of all connections of the client.
 
         Raises:
             ValueError: the URL is not host:port.
@@ -107,34 +127,20 @@ class Connection:
         if not colon or not host or not port.isdigit() or "/" in url:
             raise ValueError(f"a URL is host:port of the server's gRPC endpoint, as in localhost:8001; got {url!r}")
         self.url = url
-        self._access = access
-        self._headers = {name.lower(): value for name, value in access.headers.items()} or None  # as HTTP/2 has them
-        self.is_local = host in ("localhost", "[::1]") or host.startswith("127.")
-        options = [*_KEEP_ALIVE, *_RECONNECT, *_ANY_SIZE]
-        if self.is_local:
-            options.append(("grpc.enable_http_proxy", 0))  # no proxy between two programs of one machine
-        tls = access.tls.arguments() if access.tls else {}
-        self._triton = grpcclient.InferenceServerClient(url, channel_args=options, **tls)
-        shared = SharedInputs(self._triton, headers=self._headers, client_timeout=access.timeout)
-        self._shared = shared if access.shared_memory and self.is_local else None
-        self.announced = Announced()
+        self._options = options
+        self._headers = {name.lower(): value for name, value in (options.headers or {}).items()} or None  # HTTP/2's
+        channel = [*_KEEP_ALIVE, *_RECONNECT, *_ANY_SIZE]
+        if host in ("localhost", "[::1]") or host.startswith("127."):
+            channel.append(("grpc.enable_http_proxy", 0))  # no proxy between two programs of one machine
+        tls = Tls() if options.tls is True else options.tls
+        self._triton = grpcclient.InferenceServerClient(url, channel_args=channel, **(tls.arguments() if tls else {}))
+        self.sent_label_sets = SentLabelSets()
         self._closed = False
 
     def close(self) -> None:
         """Requests in flight are cancelled."""
         self._closed = True
-        if self._shared:
-            self._shared.close()
         self._triton.close()
-
-    @contextlib.contextmanager
-    def images(self, images: Sequence[bytes]) -> Iterator[list[grpcclient.InferInput]]:
-        """The input of `zero_shot`, one encoded image per row, for one request within the block."""
-        with self._shared.lend(images) if self._shared else contextlib.nullcontext() as tensor:
-            if tensor is None:
-                tensor = grpcclient.InferInput("image", [len(images), 1], "BYTES")
-                tensor.set_data_from_numpy(np.array([[image] for image in images], np.object_))
-            yield [tensor]
 
     def infer(
         self, model: str, inputs: Sequence[grpcclient.InferInput], outputs: Sequence[str], parameters: Mapping[str, str]
@@ -155,21 +161,20 @@ class Connection:
             outputs=[grpcclient.InferRequestedOutput(name) for name in outputs],
             priority=int(parameters.get("priority", 0)),
             parameters=others or None,
-            compression_algorithm=self._access.compression,
+            compression_algorithm=self._options.compression,
+            of_model=model,
         )
 
     def config(self, model: str) -> Any:
         """A model's config, as Triton's protobuf message."""
-        return self._call(self._triton.get_model_config, model).config
-
-    def is_live(self) -> bool:
-        return self._call(self._triton.is_server_live)
+        return self._call(self._triton.get_model_config, model, of_model=model).config
 
     def is_ready(self) -> bool:
+        """Whether the server takes requests."""
         return self._call(self._triton.is_server_ready)
 
     def version(self) -> str:
-        """Of the server."""
+        """Version of the server."""
         return self._call(self._triton.get_server_metadata).version
 
     def models(self) -> Any:
@@ -180,14 +185,30 @@ class Connection:
         """Triton's statistics of every model."""
         return self._call(self._triton.get_inference_statistics).model_stats
 
-    def _call(self, method: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    def _call(self, method: Callable[..., T], *arguments: Any, of_model: str | None = None, **options: Any) -> T:
         try:
-            return method(*arguments, headers=self._headers, client_timeout=self._access.timeout, **options)
+            return method(*arguments, headers=self._headers, client_timeout=self._options.timeout, **options)
         except InferenceServerException as error:
             if self._closed:
                 raise ClientClosedError(f"the client of {self.url} was closed") from error
-            raise from_triton(error, self.url, self._access.timeout) from error
-        except ValueError as error:  # gRPC's word for a channel that was closed meanwhile
-            if "closed channel" in str(error):
+            standing = self._standing(of_model) if str(error.status()) in _OPEN else Standing.SERVED
+            raise from_triton(error, self.url, self._options.timeout, standing) from error
+        except ValueError as error:
+            if self._closed:  # gRPC's word for a channel that was closed meanwhile
                 raise ClientClosedError(f"the client of {self.url} was closed") from error
             raise
+
+    def _standing(self, model: str | None) -> Standing:
+        """What the status of a failure leaves open, asked of the server."""
+        seconds = min(_PROBE, self._options.timeout)
+        try:
+            if model is None:
+                self._triton.is_server_live(headers=self._headers, client_timeout=seconds)
+                return Standing.SERVED
+            served = self._triton.is_model_ready(model, headers=self._headers, client_timeout=seconds)
+        except InferenceServerException as error:
+            away = ("StatusCode.UNAVAILABLE", "StatusCode.DEADLINE_EXCEEDED")
+            return Standing.AWAY if str(error.status()) in away else Standing.SERVED
+        except ValueError:  # closed meanwhile
+            return Standing.AWAY
+        return Standing.SERVED if served else Standing.NO_SUCH_MODEL

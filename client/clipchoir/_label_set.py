@@ -1,6 +1,5 @@
 """Label sets that a client brings along."""
 
-import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,13 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from clipchoir.errors import BadLabelSetFileError
+from clipchoir_steps.label_sets import spec as rules
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-_KEYS = ("classes", "templates", "extra")
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class LabelSet:
 
     Attributes:
         classes: names, each once.
-        templates: prompts with `{}` for the class name; none: the name alone.
+        templates: prompts with `{}` for the class name; None: the name alone; empty: `extra` has all prompts.
         extra: further prompts of single classes.
 
     Raises:
@@ -35,13 +33,13 @@ class LabelSet:
     """
 
     classes: Sequence[str]
-    templates: Sequence[str] = ()
+    templates: Sequence[str] | None = None
     extra: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         lists = {
             "classes": self.classes,
-            "templates": self.templates,
+            "templates": () if self.templates is None else self.templates,
             **{f'extra["{k}"]': v for k, v in self.extra.items()},
         }
         for name, value in lists.items():
@@ -64,18 +62,17 @@ class LabelSet:
         except ValueError as error:  # of either parser, and of UTF-8
             kind = "JSON" if path.suffix == ".json" else "TOML"
             raise BadLabelSetFileError(f"{path} is not {kind}: {error}") from error
-        if not isinstance(content, dict) or "classes" not in content or not content.keys() <= set(_KEYS):
-            raise BadLabelSetFileError(f"{path} must have the key classes, may have templates and extra, and no other")
         try:
-            return cls(**content)
-        except (TypeError, AttributeError) as error:
+            checked = rules.LabelSet.parse(path.stem, content)
+        except rules.LabelSetError as error:
             raise BadLabelSetFileError(f"{path}: {error}") from error
+        return cls(list(checked.classes), content.get("templates"), content.get("extra", {}))
 
     @cached_property
     def spec(self) -> str:
         """The JSON that is sent."""
         content = {"classes": list(self.classes)}
-        if self.templates:
+        if self.templates is not None:
             content["templates"] = list(self.templates)
         extra = {name: list(prompts) for name, prompts in self.extra.items()}
         return json.dumps(content | ({"extra": extra} if extra else {}), ensure_ascii=False, separators=(",", ":"))
@@ -83,4 +80,4 @@ class LabelSet:
     @cached_property
     def id(self) -> str:
         """By which the server knows it: the sha256 of `spec`."""
-        return hashlib.sha256(self.spec.encode()).hexdigest()
+        return rules.spec_id(self.spec.encode("utf-8", "surrogatepass"))

@@ -46,8 +46,8 @@ def split(options: Options) -> tuple[LabelSet | None, dict[str, str]]:
     return brought, {name: str(value) for name, value in values.items() if value is not None}
 
 
-class Announced:
-    """Which label sets an endpoint has been sent. It may have forgotten one: then it says so, and is sent it again."""
+class SentLabelSets:
+    """Which label sets a server has been sent. It may have forgotten one: then it says so, and is sent it again."""
 
     def __init__(self) -> None:
         self._ids: set[str] = set()
@@ -60,7 +60,7 @@ class Announced:
             return {**others, "label_set": label_set.id}
         return {**others, "label_set_spec": label_set.spec}
 
-    def sent(self, label_set: LabelSet | None) -> None:
+    def add(self, label_set: LabelSet | None) -> None:
         """It is known there."""
         if label_set is not None:
             self._ids.add(label_set.id)

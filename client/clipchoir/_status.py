@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from clipchoir._answers import Service
 from clipchoir._connection import Connection
+from clipchoir._protocol import Service
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,11 @@ ClipchoirError
 """
 
 import re
+from enum import Enum, auto
 
 from tritonclient.utils import InferenceServerException
 
-# What gRPC itself says under UNAVAILABLE; the other messages are Triton's.
-_NO_CONNECTION = re.compile(
-    "failed to connect|connection refused|connection reset|socket closed|dns resolution|name resolution|recvmsg|"
-    "broken pipe|goaway|handshake|failed to parse|connection dropped|connection timed out|keepalive|too_many_pings",
-    re.IGNORECASE,
-)
-_IN_ENSEMBLE = re.compile("^in ensemble '[^']*', ")  # Triton puts it before every message of a step
+_IN_ENSEMBLE = re.compile("^in ensemble '[^']*', ")  # Triton puts it before every message of a step; nobody needs it
 
 
 class ClipchoirError(Exception):
@@ -65,25 +60,43 @@ class BadLabelSetFileError(ClipchoirError):
     """A file of a label set cannot be read."""
 
 
-def from_triton(error: InferenceServerException, url: str, timeout: float) -> ClipchoirError:
-    """The typed error for what tritonclient raised."""
+class Standing(Enum):
+    """What a server says of itself after a request has failed."""
+
+    AWAY = auto()  # nothing: no server answers
+    NO_SUCH_MODEL = auto()  # it does not serve the model
+    SERVED = auto()  # it serves the model
+
+
+def from_triton(
+    error: InferenceServerException, url: str, timeout: float, standing: Standing = Standing.SERVED
+) -> ClipchoirError:
+    """The typed error for what tritonclient raised, by its status and what the status leaves open.
+
+    Args:
+        error: of tritonclient.
+        url: of the server.
+        timeout: seconds that the answer might take.
+        standing: of the server, where the status is UNAVAILABLE or NOT_FOUND.
+    """
     status, message = str(error.status()).removeprefix("StatusCode."), _IN_ENSEMBLE.sub("", error.message())
-    if "unknown model" in message:  # under several statuses
-        return BadRequestError(f"the server at {url}: {message}")
-    if status == "UNAVAILABLE":
-        if _NO_CONNECTION.search(message):
-            return UnreachableError(
-                f"no server answers at {url}; start one with: clipchoir-server build/demo ({message.splitlines()[0]})"
-            )
-        return OverloadedError(f"the server at {url} cannot take the request now: {message}")
-    if status == "RESOURCE_EXHAUSTED":
-        return BadRequestError(f"the server at {url}: {message}; smaller batches or images would fit")
-    if status in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return BadRequestError(f"the server at {url} refuses access: {message}")
-    if status == "DEADLINE_EXCEEDED":
-        return TimedOutError(f"the server at {url} did not answer within {timeout:g} s")
-    if status == "NOT_FOUND" and "label set" in message:
-        return UnknownLabelSetError(message)
-    if status in ("INVALID_ARGUMENT", "NOT_FOUND", "UNIMPLEMENTED", "OUT_OF_RANGE", "FAILED_PRECONDITION"):
-        return BadRequestError(message)
+    if status in ("UNAVAILABLE", "NOT_FOUND") and standing is not Standing.SERVED:
+        if standing is Standing.NO_SUCH_MODEL:
+            return BadRequestError(f"the server at {url}: {message}")
+        return UnreachableError(
+            f"no server answers at {url}; start one with: clipchoir-server build/demo ({message.splitlines()[0]})"
+        )
+    match status:
+        case "UNAVAILABLE":
+            return OverloadedError(f"the server at {url} cannot take the request now: {message}")
+        case "NOT_FOUND":  # of what a request names, only label sets can be unknown
+            return UnknownLabelSetError(message)
+        case "RESOURCE_EXHAUSTED":
+            return BadRequestError(f"the server at {url}: {message}; smaller batches or images would fit")
+        case "UNAUTHENTICATED" | "PERMISSION_DENIED":
+            return BadRequestError(f"the server at {url} refuses access: {message}")
+        case "DEADLINE_EXCEEDED":
+            return TimedOutError(f"the server at {url} did not answer within {timeout:g} s")
+        case "INVALID_ARGUMENT" | "UNIMPLEMENTED" | "OUT_OF_RANGE" | "FAILED_PRECONDITION":
+            return BadRequestError(message)
     return ServerFailedError(f"the server at {url} failed ({status}): {message}")

@@ -16,7 +16,7 @@ from playwright.sync_api import Browser, Locator, Page, expect, sync_playwright
 
 from clipchoir import Classification, Client, LabelSet
 from clipchoir.cli import _web
-from clipchoir.cli._page import cards as cards_html
+from clipchoir.cli._html import cards as cards_html
 from clipchoir_server.triton import Triton
 from tests.conftest import BIN, HEEDING_CTRL_C, ROOT, run
 

@@ -17,6 +17,7 @@ from tritonclient.utils import InferenceServerException
 import clipchoir
 import clipchoir.errors
 from clipchoir import Client
+from clipchoir.errors import Standing
 from clipchoir_server.triton import Triton
 from tests.conftest import encoded, noise, run
 
@@ -140,29 +141,37 @@ def test_the_public_face_is_what_it_was() -> None:
     }
 
 
+AWAY, WITHOUT, SERVED = Standing.AWAY, Standing.NO_SUCH_MODEL, Standing.SERVED
+
+
 @pytest.mark.parametrize(
-    ("status", "message", "kind"),
+    ("status", "message", "standing", "kind"),
     [
-        ("UNAVAILABLE", "failed to connect to all addresses; last error: ...", clipchoir.UnreachableError),
-        ("UNAVAILABLE", "Socket closed", clipchoir.UnreachableError),
-        ("UNAVAILABLE", "DNS resolution failed for nowhere:8001", clipchoir.UnreachableError),
-        ("UNAVAILABLE", "in ensemble 'zero_shot', Exceeds maximum queue size", clipchoir.OverloadedError),
-        ("UNAVAILABLE", "in ensemble 'zero_shot', Request timeout expired", clipchoir.OverloadedError),
-        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped", clipchoir.OverloadedError),
-        ("UNAVAILABLE", "Request for unknown model: 'zero_shot' has no available versions", clipchoir.BadRequestError),
-        ("NOT_FOUND", "in ensemble 'zero_shot', label set \"x\" is not in this", clipchoir.UnknownLabelSetError),
-        ("NOT_FOUND", "Request for unknown model: 'zero_shot' is not found", clipchoir.BadRequestError),
-        ("INVALID_ARGUMENT", "drop_below must be a number", clipchoir.BadRequestError),
-        ("UNIMPLEMENTED", "label_set_spec needs text encoders", clipchoir.BadRequestError),
-        ("DEADLINE_EXCEEDED", "Deadline Exceeded", clipchoir.TimedOutError),
-        ("INTERNAL", "in ensemble 'zero_shot', stub died", clipchoir.ServerFailedError),
+        ("UNAVAILABLE", "failed to connect to all addresses; last error: ...", AWAY, clipchoir.UnreachableError),
+        ("UNAVAILABLE", "Socket closed", AWAY, clipchoir.UnreachableError),
+        ("UNAVAILABLE", "DNS resolution failed for nowhere:8001", AWAY, clipchoir.UnreachableError),
+        ("UNAVAILABLE", "in ensemble 'zero_shot', Exceeds maximum queue size", SERVED, clipchoir.OverloadedError),
+        ("UNAVAILABLE", "in ensemble 'zero_shot', Request timeout expired", SERVED, clipchoir.OverloadedError),
+        ("UNAVAILABLE", "Server is stopping, scheduler for model has stopped", SERVED, clipchoir.OverloadedError),
+        ("UNAVAILABLE", "Request for unknown model: 'x' has no available versions", WITHOUT, clipchoir.BadRequestError),
+        (
+            "NOT_FOUND",
+            "in ensemble 'zero_shot', label set \"x\" is not in this",
+            SERVED,
+            clipchoir.UnknownLabelSetError,
+        ),
+        ("NOT_FOUND", "Request for unknown model: 'zero_shot' is not found", WITHOUT, clipchoir.BadRequestError),
+        ("INVALID_ARGUMENT", "drop_below must be a number", SERVED, clipchoir.BadRequestError),
+        ("UNIMPLEMENTED", "label_set_spec needs text encoders", SERVED, clipchoir.BadRequestError),
+        ("DEADLINE_EXCEEDED", "Deadline Exceeded", SERVED, clipchoir.TimedOutError),
+        ("INTERNAL", "in ensemble 'zero_shot', stub died", SERVED, clipchoir.ServerFailedError),
     ],
 )
 def test_each_status_of_triton_and_grpc_becomes_a_typed_error(
-    status: str, message: str, kind: type[clipchoir.ClipchoirError]
+    status: str, message: str, standing: Standing, kind: type[clipchoir.ClipchoirError]
 ) -> None:
     error = InferenceServerException(message, status=f"StatusCode.{status}")
-    result = clipchoir.errors.from_triton(error, "somewhere:8001", 60)
+    result = clipchoir.errors.from_triton(error, "somewhere:8001", 60, standing)
     assert type(result) is kind
     assert "in ensemble" not in str(result)
 
@@ -195,10 +204,10 @@ def test_closing_does_not_wait_for_a_server_that_never_answers() -> None:
 def test_requests_in_flight_are_answered_before_the_connection_closes(
     server: Triton, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipchoir._client._LAST_ANSWERS", 30.0)
+    monkeypatch.setattr("clipchoir._core._LAST_ANSWERS", 30.0)
     events = []
     with Client(server.address.grpc) as client:
-        (connection,) = client._engine.endpoints.connections
+        (connection,) = client._core.requests.balancer.connections
         triton = connection._triton
         infer = triton.infer
 

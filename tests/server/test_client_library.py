@@ -4,7 +4,6 @@ import asyncio
 import io
 import itertools
 import json
-import os
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -128,29 +127,6 @@ def test_stored_embeddings_of_failed_images_have_an_error(client: Client) -> Non
     assert bad.label == ""
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         list(client.score(stored, batch_size=-1))
-
-
-def test_shared_memory_gives_the_same_answers_and_leaves_nothing(server: Triton, client: Client) -> None:
-    def regions() -> set[str]:
-        return {path.name for path in Path("/dev/shm").glob(f"clipchoir_client_{os.getpid()}_*")}  # noqa: S108
-
-    before = regions()
-    large = [encoded(noise(number, (900, 700)), "BMP") for number in range(6)]
-    pictures: list[Any] = [*SAMPLES[:20], b"broken", *large]
-    expected = client.classify(pictures, batch_size=3)
-    with Client(server.address.grpc, shared_memory=True) as sharing:
-        for _ in range(2):
-            results = sharing.classify(pictures, batch_size=3)
-            assert [each.error for each in results] == [each.error for each in expected]
-            np.testing.assert_allclose(results[25].scores, expected[25].scores, atol=1e-5)
-            assert [each.label for each in results] == [each.label for each in expected]
-            assert regions() > before
-        with pytest.raises(clipchoir.UnknownLabelSetError):
-            sharing.classify(pictures[:1], label_set="pets")
-        (connection,) = sharing._engine.endpoints.connections
-        connection._triton.unregister_system_shared_memory()  # as if the server had been started again
-        assert [each.label for each in sharing.classify(pictures, batch_size=3)] == [each.label for each in expected]
-    assert regions() == before
 
 
 @pytest.mark.parametrize("ordered", [True, False])

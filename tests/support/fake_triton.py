@@ -94,12 +94,14 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         requests: all that came.
         metadata: of each.
         in_flight, most_in_flight: requests at a time.
+        standing: `serves`, `without` its models, or `away`, as if a proxy answered in its place.
     """
 
     behave: Behaviour = answer
     version: str = "one"
     classes: tuple[str, ...] = CLASSES
     url: str = ""
+    standing: str = "serves"
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, Any]] = field(default_factory=list)
     in_flight: int = 0
@@ -114,6 +116,11 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):  # type: ignore
         for encoder in ENCODERS:
             config.output.add(name=f"{encoder}_embedding", dims=[DIM])
         return service_pb2.ModelConfigResponse(config=config)
+
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802, ARG002
+        if self.standing == "away":
+            context.abort(grpc.StatusCode.UNAVAILABLE, "no healthy upstream")
+        return service_pb2.ModelReadyResponse(ready=self.standing == "serves")
 
     def ModelInfer(self, request: Any, context: Any) -> Any:  # noqa: N802
         if request.model_name == "label_sets":

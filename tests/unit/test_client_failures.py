@@ -34,7 +34,6 @@ def labels(count: int) -> list[str]:
     ("code", "message", "kind", "requests"),
     [
         (*BUSY, clipchoir.OverloadedError, None),
-        (Code.UNAVAILABLE, "Socket closed", clipchoir.UnreachableError, None),
         (Code.INTERNAL, "in ensemble 'zero_shot', stub died", clipchoir.ServerFailedError, 3),
         (Code.UNKNOWN, "?", clipchoir.ServerFailedError, 3),
         (Code.DATA_LOSS, "?", clipchoir.ServerFailedError, 3),
@@ -44,7 +43,6 @@ def labels(count: int) -> list[str]:
         (Code.DEADLINE_EXCEEDED, "?", clipchoir.TimedOutError, 3),
         (Code.INVALID_ARGUMENT, "weights must be", clipchoir.BadRequestError, 1),
         (Code.NOT_FOUND, 'label set "x" is not in', clipchoir.UnknownLabelSetError, 1),
-        (Code.NOT_FOUND, "Request for unknown model", clipchoir.BadRequestError, 1),
         (Code.UNIMPLEMENTED, "needs text encoders", clipchoir.BadRequestError, 1),
         (Code.OUT_OF_RANGE, "?", clipchoir.BadRequestError, 1),
         (Code.FAILED_PRECONDITION, "?", clipchoir.BadRequestError, 1),
@@ -66,6 +64,24 @@ def test_each_status_is_a_typed_error_and_only_what_may_pass_is_tried_again(
             assert len(server.requests) == requests
         else:
             assert len(server.requests) > 1
+
+
+@pytest.mark.parametrize("code", [Code.UNAVAILABLE, Code.NOT_FOUND])
+@pytest.mark.parametrize("message", ["label set?", "Socket closed", "unknown model", "\u00fcberlastet"])
+@pytest.mark.parametrize(
+    ("standing", "kind"),
+    [("away", clipchoir.UnreachableError), ("without", clipchoir.BadRequestError), ("serves", None)],
+)
+def test_what_a_status_leaves_open_is_asked_of_the_server_and_not_read_in_the_message(
+    code: grpc.StatusCode, message: str, standing: str, kind: type[Exception] | None
+) -> None:
+    served = {Code.UNAVAILABLE: clipchoir.OverloadedError, Code.NOT_FOUND: clipchoir.UnknownLabelSetError}
+    with fake_triton(fails_with(code, message)) as server, Client(server.url, patience=0) as client:
+        assert client.encoders
+        server.standing = standing
+        with pytest.raises(clipchoir.ClipchoirError) as error:
+            client.classify([picture(0)])
+        assert type(error.value) is (kind or served[code])
 
 
 def test_without_patience_nothing_is_tried_again() -> None:
@@ -97,7 +113,7 @@ def test_the_number_in_flight_follows_what_the_server_takes() -> None:
 
     with fake_triton(takes_two) as server, Client(server.url, concurrency=16) as client:
         results = client.classify([picture(number) for number in range(300)], batch_size=1)
-        limit = client._engine.endpoints.limits()[server.url]
+        limit = client._core.requests.balancer.limits()[server.url]
     assert [result.label for result in results] == labels(300)
     assert server.most_in_flight <= 16
     assert limit <= 6  # it hovers around what is taken: 2, and one more now and then to see whether there is more
@@ -340,12 +356,6 @@ def test_headers_priority_and_compression_are_sent() -> None:
             client.classify([picture(0)], priority=3, weights=[1, 2])
         assert server.metadata[0]["authorization"] == "Bearer x"
         assert parameters_of(server.requests[0]) == {"priority": 3, "weights": "1,2"}
-
-
-def test_without_shared_memory_on_the_server_images_go_through_the_connection() -> None:
-    with fake_triton() as server, Client(server.url, shared_memory=True) as client:
-        assert [each.label for each in client.classify([picture(0), picture(1)])] == ["a", "b"]
-        assert server.requests[0].raw_input_contents
 
 
 def test_closing_wakes_whoever_waits_for_a_server() -> None:

@@ -10,15 +10,15 @@ from typing import Annotated, TextIO
 
 import typer
 
-from clipchoir._answers import Service
 from clipchoir._client import Client
 from clipchoir._options import Options, split
+from clipchoir._protocol import Service
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, progress, reporting
-from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import Journal
+from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, check_one_of, grouped
 from clipchoir.cli._sources import Named, Sources
-from clipchoir.cli._watch import RepositoryChangedError, watched
+from clipchoir.cli._version_guard import RepositoryChangedError, watched
 from clipchoir.cli._writers import Format, Record, line, record, write
 
 _FLUSH_ROWS = 16  # that a killed run may lose
@@ -48,7 +48,7 @@ def classify(
     chosen = _format(output_format, as_json, out)
     if (resume or overwrite) and out is None:
         raise typer.BadParameter("--resume and --overwrite go with --out")
-    check_one_of(resume, overwrite)
+    check_one_of(resume=resume, overwrite=overwrite)
     with reporting(lambda: _where_it_is(out)), contextlib.ExitStack() as stack:
         sources = Sources(paths)
         options = scoring.options()

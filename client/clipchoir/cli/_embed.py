@@ -12,11 +12,11 @@ import typer
 from clipchoir._client import Client
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
 from clipchoir.cli._embeddings import Store, rows_of, write_parquet
-from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import OutputExistsError
+from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, check_one_of, grouped
 from clipchoir.cli._sources import Sources
-from clipchoir.cli._watch import RepositoryChangedError, watched
+from clipchoir.cli._version_guard import RepositoryChangedError, watched
 
 
 def embedding_ids(client: Client) -> dict[str, str]:
@@ -58,7 +58,7 @@ def embed(
     batch_size: BatchSize = BATCH,
 ) -> None:
     """Write the embeddings of images by every encoder, in natural order."""
-    check_one_of(resume, overwrite)
+    check_one_of(resume=resume, overwrite=overwrite)
     as_parquet = out.suffix == ".parquet"
     with (
         reporting(lambda: f"interrupted; go on with --resume, the rows so far are kept beside {out}"),

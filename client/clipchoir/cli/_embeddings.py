@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipchoir._results import Embedding, Vector
-from clipchoir.cli._extras import needed
 from clipchoir.cli._journal import CannotResumeError, OutputExistsError, check_same_image, lock
+from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._sources import Named
 from clipchoir.cli._writers import PARQUET_ROWS, Record, line, printable
 from clipchoir.errors import ClipchoirError

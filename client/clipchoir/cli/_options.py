@@ -10,12 +10,15 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from clipchoir._client import BATCH_SIZE, CONCURRENCY, Client
-from clipchoir._connection import COMPRESSIONS, Tls
+from clipchoir._client import Client
+from clipchoir._connection import COMPRESSIONS, ConnectionOptions, Tls
+from clipchoir._core import BATCH_SIZE, URL
 from clipchoir._label_set import LabelSet
 from clipchoir._options import Options
+from clipchoir_steps.scoring.options import PARAMETERS
 
 _SERVER, _SCORING = "Server", "Scoring"
+_DEFAULTS = ConnectionOptions()
 LABEL_SET_FILES = (".toml", ".json")
 
 
@@ -27,6 +30,12 @@ def _scoring(text: str, **more: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=_SCORING, **more)
 
 
+def _parameter(name: str) -> Any:
+    """An option whose help is the table's that the server reads requests by."""
+    entry = PARAMETERS[name]
+    return _scoring(f"{entry.help} {entry.range[0].upper()}{entry.range[1:]}; default: the server's.")
+
+
 @dataclass(frozen=True)
 class Server:
     """Where the server is and how to go there."""
@@ -34,12 +43,12 @@ class Server:
     url: Annotated[
         list[str],
         _server("host:port of the server's gRPC endpoint; several share the work.", envvar="CLIPCHOIR_URL"),
-    ] = dataclasses.field(default_factory=lambda: ["localhost:8001"])
-    timeout: Annotated[float, _server("Seconds that an answer may take.", min=0.001)] = 60.0
+    ] = dataclasses.field(default_factory=lambda: [URL])
+    timeout: Annotated[float, _server("Seconds that an answer may take.", min=0.001)] = _DEFAULTS.timeout
     patience: Annotated[
         float, _server("Seconds to try again for while the server is away or has too much to do.", min=0)
-    ] = 30.0
-    concurrency: Annotated[int, _server("Requests in flight at each server.", min=1)] = CONCURRENCY
+    ] = _DEFAULTS.patience
+    concurrency: Annotated[int, _server("Requests in flight at each server.", min=1)] = _DEFAULTS.concurrency
     tls: Annotated[bool, _server("Encrypt the connection.")] = False
     tls_ca: Annotated[
         Path | None, _server("PEM file of the authorities to trust; default: the system's.", envvar="CLIPCHOIR_TLS_CA")
@@ -103,10 +112,10 @@ class Scoring:
     template: Annotated[
         list[str], _scoring("A prompt for each --class, with {} for its name; repeatable. Default: the name alone.")
     ] = dataclasses.field(default_factory=list)
-    weights: Annotated[str | None, _scoring("Of the encoders, as in 0.6,0.4; default: the server's.")] = None
-    logit_scale: Annotated[float | None, _scoring("Factor before the softmax; default: the server's.")] = None
-    drop_below: Annotated[float | None, _scoring("Ignore prompts with a probability at or under this.")] = None
-    aggregate: Annotated[str | None, _scoring("softmax_mean or mean_embedding; default: the server's.")] = None
+    weights: Annotated[str | None, _parameter("weights")] = None
+    logit_scale: Annotated[float | None, _parameter("logit_scale")] = None
+    drop_below: Annotated[float | None, _parameter("drop_below")] = None
+    aggregate: Annotated[str | None, _parameter("aggregate")] = None
     priority: Annotated[int | None, _scoring("1 (first) to 3; default: the server's, 2.", min=1, max=3)] = None
 
     def options(self) -> Options:
@@ -129,7 +138,7 @@ class Scoring:
         if self.class_:
             if self.label_set:
                 raise typer.BadParameter("give either --label-set or --class")
-            return LabelSet(self.class_, self.template)
+            return LabelSet(self.class_, self.template or None)
         if self.template:
             raise typer.BadParameter("--template belongs to --class")
         if self.label_set and Path(self.label_set).suffix in LABEL_SET_FILES:
@@ -160,7 +169,7 @@ Paths = Annotated[
 ]
 
 
-def check_one_of(resume: bool, overwrite: bool) -> None:
+def check_one_of(*, resume: bool, overwrite: bool) -> None:
     """Raises typer.BadParameter if both are given."""
     if resume and overwrite:
         raise typer.BadParameter("give either --resume or --overwrite")

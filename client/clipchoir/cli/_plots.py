@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from clipchoir.cli._evaluation import Evaluation
-from clipchoir.cli._extras import needed
+from clipchoir.cli._optional_imports import needed
 
 
 def check() -> None:

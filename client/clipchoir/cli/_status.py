@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from clipchoir._answers import MODEL
+from clipchoir._protocol import MODEL
 from clipchoir._status import Status
 from clipchoir.cli._app import NO_SERVER, app, print_json, reporting
 from clipchoir.cli._options import AsJson, Server, grouped

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from clipchoir._answers import MODEL
+from clipchoir._protocol import MODEL
 from clipchoir.cli._app import app, reporting
 from clipchoir.cli._options import AsJson
 from clipchoir.errors import ServerFailedError, UnreachableError

@@ -10,12 +10,13 @@ from typing import Annotated, Any
 
 import typer
 
-from clipchoir._client import BATCH_SIZE, Client
+from clipchoir._client import Client
+from clipchoir._core import BATCH_SIZE
 from clipchoir._label_set import LabelSet
 from clipchoir.cli._app import app, reporting
-from clipchoir.cli._extras import needed
+from clipchoir.cli._html import HINT, STYLE, cards, head, problem
+from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._options import Server, grouped
-from clipchoir.cli._page import HINT, STYLE, cards, head, problem
 from clipchoir.errors import ClipchoirError
 
 _SERVERS, _OWN = "of the server", "your own classes"
@@ -121,7 +122,7 @@ class Page:
             results = self.client.classify(
                 images,
                 batch_size=min(BATCH_SIZE, self.client.service.max_batch_size),
-                label_set=LabelSet(_lines(classes), _lines(templates)) if kind == _OWN else name or None,
+                label_set=LabelSet(_lines(classes), _lines(templates) or None) if kind == _OWN else name or None,
                 weights=weights if weighted else None,
             )
         except ClipchoirError as error:

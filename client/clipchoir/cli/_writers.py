@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clipchoir._results import Classification, Vector
-from clipchoir.cli._extras import needed
+from clipchoir.cli._optional_imports import needed
 
 _TABLE_ROWS = 200  # of which one table is made, before the next: there may be millions
 PARQUET_ROWS = 10_000  # in a row group

@@ -1,6 +1,6 @@
 """Requests to the server's models and what their answers say."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,15 @@ class Wanted:
         )
 
 
+def image_input(images: Sequence[bytes]) -> list[grpcclient.InferInput]:
+    """Inputs of `zero_shot`: one encoded image per row."""
+    tensor = grpcclient.InferInput("image", [len(images), 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[image] for image in images], np.object_))
+    return [tensor]
+
+
 def embedding_inputs(embeddings: Mapping[str, Vector]) -> list[grpcclient.InferInput]:
-    """Of `ensembling`: float32 (N, D) by encoder."""
+    """Inputs of `ensembling`: float32 (N, D) by encoder."""
     tensors = []
     for encoder, values in embeddings.items():
         tensor = grpcclient.InferInput(encoder, list(values.shape), "FP32")
@@ -137,11 +144,11 @@ def embedding_inputs(embeddings: Mapping[str, Vector]) -> list[grpcclient.InferI
     return tensors
 
 
-def text_input(name: str, text: str) -> grpcclient.InferInput:
-    """One string, for a model without batches."""
+def text_input(name: str, text: str) -> list[grpcclient.InferInput]:
+    """Inputs of a model without batches: one string."""
     tensor = grpcclient.InferInput(name, [1], "BYTES")
     tensor.set_data_from_numpy(np.array([text.encode()], np.object_))
-    return tensor
+    return [tensor]
 
 
 def _array(answer: grpcclient.InferResult, name: str) -> NDArray[Any]:

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Generic, TypeVar
 
-from clipchoir._answers import MODEL, Rows, Wanted
-from clipchoir._engine import Engine
 from clipchoir._images import Image, Row, read
 from clipchoir._label_set import LabelSet
+from clipchoir._protocol import MODEL, Rows, Wanted, image_input
 from clipchoir._results import Classification, Embedding
+from clipchoir._retry import RetryingClient
 from clipchoir.errors import ClientClosedError
 
 _MOST_BYTES = 16 << 20  # of the images in a request; beyond, a batch becomes several requests
@@ -25,14 +25,15 @@ class Job(Generic[R]):
     """What to do with each batch.
 
     Attributes:
-        engine: sends requests.
+        requests: sends them.
         wanted: outputs.
         result: makes a result of a row of the answer.
+        failed: makes a result of an image that has none.
         parameters: of every request.
         label_set: of every request, where it is brought by the client.
     """
 
-    engine: Engine
+    requests: RetryingClient
     wanted: Wanted
     result: Callable[[str | None, int, Rows, int], R]
     failed: Callable[..., R]
@@ -61,8 +62,8 @@ class Job(Generic[R]):
 
     def _ask(self, waiting: Sequence[tuple[int, int, Row]], results: list[R | None]) -> None:
         images = [row.data for _, _, row in waiting]
-        answer, url = self.engine.infer(
-            MODEL, lambda connection: connection.images(images), self.wanted.outputs(), self.parameters, self.label_set
+        answer, url = self.requests.infer(
+            MODEL, image_input(images), self.wanted.outputs(), self.parameters, self.label_set
         )
         rows = self.wanted.read(answer, len(images), url)
         for number, (place, index, row) in enumerate(waiting):
@@ -146,7 +147,7 @@ class Pipeline:
         self._threads.shutdown()
 
     def results(
-        self, work: Callable[[Any], list[R]], some: Iterator[Any], ordered: bool = True
+        self, work: Callable[[Any], list[R]], some: Iterator[Any], *, ordered: bool = True
     ) -> Generator[R, None, None]:
         """Results of batches, which are taken as they are needed.
 
@@ -160,15 +161,15 @@ class Pipeline:
             for batch in some:
                 waiting.append(self.submit(work, batch))
                 if len(waiting) >= self.capacity:
-                    yield from _next(waiting, ordered)
+                    yield from _next(waiting, ordered=ordered)
             while waiting:
-                yield from _next(waiting, ordered)
+                yield from _next(waiting, ordered=ordered)
         finally:
             for future in waiting:
                 future.cancel()
 
 
-def _next(waiting: "deque[Future[list[R]]]", ordered: bool) -> list[R]:
+def _next(waiting: "deque[Future[list[R]]]", *, ordered: bool) -> list[R]:
     if ordered:
         return waiting.popleft().result()
     done = wait(waiting, return_when=FIRST_COMPLETED).done

@@ -4,17 +4,16 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import tritonclient.grpc as grpcclient
 from tenacity import RetryCallState, Retrying, wait_random_exponential
 from tenacity.retry import retry_if_exception
 
-from clipchoir._answers import Service
-from clipchoir._connection import Access, Connection
-from clipchoir._endpoints import Endpoints
+from clipchoir._balancer import Balancer
+from clipchoir._connection import Connection, ConnectionOptions
 from clipchoir._label_set import LabelSet
+from clipchoir._protocol import Service
 from clipchoir.errors import (
     ClipchoirError,
     OverloadedError,
@@ -28,10 +27,9 @@ _TRIED_AGAIN = 2  # times, after a failure that may be the request's own fault: 
 _BACKOFF = wait_random_exponential(multiplier=0.2, max=5)  # seconds, "full jitter": clients do not come back together
 
 T = TypeVar("T")
-Inputs = Callable[[Connection], AbstractContextManager[list[grpcclient.InferInput]]]
 
 
-class Engine:
+class RetryingClient:
     """Sends requests. Safe to use from several threads.
 
     Every request here only asks and changes nothing, so that it is safe to send it again. One that no server could
@@ -39,18 +37,14 @@ class Engine:
     made the server fail, twice more. One that was refused is not.
     """
 
-    def __init__(self, urls: Sequence[str], access: Access, most: int, patience: float) -> None:
+    def __init__(self, urls: Sequence[str], options: ConnectionOptions) -> None:
         """
         Args:
             urls: host:port of each server.
-            access: how to go there.
-            most: requests in flight at each.
-            patience: seconds that a request is tried again for, 0: not at all.
+            options: of the connections.
         """
-        if patience < 0:
-            raise ValueError(f"patience must be at least 0 seconds, got {patience}")
-        self.endpoints = Endpoints(urls, access, most)
-        self._patience = patience
+        self.balancer = Balancer(urls, options)
+        self._patience = options.patience
         self._closing = threading.Event()
         self._service: Service | None = None
         self._asking = threading.Lock()
@@ -61,7 +55,7 @@ class Engine:
 
     def close(self) -> None:
         self.stop_trying()
-        self.endpoints.close()
+        self.balancer.close()
 
     def service(self) -> Service:
         """What the first server that answers says of itself. It is asked once: a wrong URL shows without a delay.
@@ -81,7 +75,7 @@ class Engine:
             ClipchoirError: of the last one.
         """
         failures: list[ClipchoirError] = []
-        for connection in self.endpoints.connections:
+        for connection in self.balancer.connections:
             try:
                 return question(connection)
             except (UnreachableError, OverloadedError, TimedOutError) as error:
@@ -93,7 +87,7 @@ class Engine:
     def services(self) -> dict[str, Service]:
         """What each server says of itself now, by URL. One that does not answer is left out, as one that is down."""
         found = {}
-        for connection in self.endpoints.in_use():
+        for connection in self.balancer.in_use():
             with contextlib.suppress(UnreachableError, OverloadedError, TimedOutError):
                 found[connection.url] = Service.of(connection)
         return found
@@ -101,7 +95,7 @@ class Engine:
     def infer(
         self,
         model: str,
-        inputs: Inputs,
+        inputs: list[grpcclient.InferInput],
         outputs: Sequence[str],
         parameters: dict[str, str],
         label_set: LabelSet | None = None,
@@ -110,7 +104,7 @@ class Engine:
 
         Args:
             model: its name.
-            inputs: makes its tensors for a connection, within whose block they are used.
+            inputs: its tensors.
             outputs: names of those that are wanted.
             parameters: of the request.
             label_set: sent along where the server does not know it.
@@ -120,8 +114,8 @@ class Engine:
         """
 
         def attempt() -> tuple[grpcclient.InferResult, str]:
-            with self.endpoints.turn() as connection, inputs(connection) as tensors:
-                return _infer(connection, model, tensors, outputs, parameters, label_set), connection.url
+            with self.balancer.turn() as connection:
+                return _infer(connection, model, inputs, outputs, parameters, label_set), connection.url
 
         return self._trying(attempt)
 
@@ -151,7 +145,7 @@ class Engine:
 
         def pause(state: RetryCallState) -> float:
             error = _error(state)
-            if isinstance(error, UnreachableError) and self.endpoints.others_are_up():
+            if isinstance(error, UnreachableError) and self.balancer.others_are_up():
                 return 0.0
             return _BACKOFF(state)
 
@@ -162,11 +156,6 @@ class Engine:
             sleep=self._sleep,
             reraise=True,
         )(attempt)
-
-
-def plain(tensors: list[grpcclient.InferInput]) -> Inputs:
-    """Inputs that are the same for every connection."""
-    return lambda _: nullcontext(tensors)
 
 
 def _error(state: RetryCallState) -> BaseException | None:
@@ -181,14 +170,14 @@ def _infer(
     parameters: dict[str, str],
     label_set: LabelSet | None,
 ) -> grpcclient.InferResult:
-    announced = connection.announced
-    said = announced.parameters(label_set, parameters)
+    sent = connection.sent_label_sets
+    named = sent.parameters(label_set, parameters)
     try:
-        answer = connection.infer(model, inputs, outputs, said)
+        answer = connection.infer(model, inputs, outputs, named)
     except UnknownLabelSetError:
-        if label_set is None or "label_set_spec" in said:
+        if label_set is None or "label_set_spec" in named:
             raise
-        announced.forgotten(label_set)
+        sent.forgotten(label_set)
         answer = connection.infer(model, inputs, outputs, {**parameters, "label_set_spec": label_set.spec})
-    announced.sent(label_set)
+    sent.add(label_set)
     return answer

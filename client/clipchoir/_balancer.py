@@ -1,4 +1,4 @@
-"""Several servers behind one face: who takes the next request, and how many each has at a time."""
+"""Several servers: which of them takes the next request, and how many each has at a time."""
 
 import contextlib
 import threading
@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from clipchoir._connection import Access, Connection
+from clipchoir._connection import Connection, ConnectionOptions
 from clipchoir.errors import ClientClosedError, OverloadedError, ServerFailedError, TimedOutError, UnreachableError
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 10.0  # seconds that a server without an answer is left alone where there are others
@@ -27,32 +27,31 @@ class _Endpoint:
         return time.monotonic() >= self.up_at
 
 
-class Endpoints:
+class Balancer:
     """Connections to servers of the same repository. Safe to use from several threads.
 
     The number of requests in flight at each follows its back-pressure as TCP's congestion window does: halved when it
     rejects one, and one more for every window of answers (additive increase, multiplicative decrease).
     """
 
-    def __init__(self, urls: Sequence[str], access: Access, most: int) -> None:
+    def __init__(self, urls: Sequence[str], options: ConnectionOptions) -> None:
         """
         Args:
             urls: host:port of each.
-            access: how to go there.
-            most: requests in flight at each.
+            options: of the connections.
 
         Raises:
             ValueError, OSError: see `Connection`; or there is no URL.
         """
         if not urls:
             raise ValueError("a client needs at least one URL")
-        self._most = most
-        self._endpoints = [_Endpoint(Connection(url, access), most) for url in urls]
+        self._most = options.concurrency
+        self._endpoints = [_Endpoint(Connection(url, options), self._most) for url in urls]
         self._changed = threading.Condition()
         self._closed = False
 
     def close(self) -> None:
-        """Whoever waits for a turn is told so."""
+        """Close the connections; whoever waits for a turn gets an error."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

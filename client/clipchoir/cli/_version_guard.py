@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from clipchoir._answers import Service
 from clipchoir._client import Client
+from clipchoir._protocol import Service
 from clipchoir.errors import ClipchoirError
 
 _EVERY = 1.0  # seconds between two looks
