@@ -8,6 +8,8 @@ with Client("localhost:8001") as client:
         print(result.source, result.label, result.score)
 """
 
+from importlib.metadata import version as _version
+
 from clipchoir._async_client import AsyncClient
 from clipchoir._client import Client
 from clipchoir._connection import Tls
@@ -53,3 +55,5 @@ __all__ = [
     "UnknownLabelSetError",
     "UnreachableError",
 ]
+
+__version__ = _version("clipchoir")

@@ -1,5 +1,6 @@
 """The wheel holds everything that building and serving the demo needs."""
 
+import fnmatch
 import os
 import shutil
 import site
@@ -13,13 +14,19 @@ import pytest
 from tests.conftest import ROOT, encoded, noise
 
 
+def unwanted(folder: Path, names: list[str]) -> set[str]:
+    """What a build of the wheel must not see: what others have built, and what is large."""
+    patterns = [".*", "*.egg-info", "samples", *(["build"] if folder == ROOT else [])]
+    return {name for name in names for pattern in patterns if fnmatch.fnmatch(name, pattern)}
+
+
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A new environment with the wheel in it; the wheel's dependencies are borrowed from this one."""
     folder = tmp_path_factory.mktemp("wheel")
     # From a copy: a build in the tree would take leftovers of earlier builds into the wheel.
     tree = shutil.copytree(
-        ROOT, folder / "tree", symlinks=True, ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "samples")
+        ROOT, folder / "tree", symlinks=True, ignore=lambda folder, names: unwanted(Path(folder), names)
     )
     build: list[str | Path] = [
         sys.executable,

@@ -6,13 +6,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+import clipchoir
 from clipchoir.errors import ClipchoirError, OverloadedError, TimedOutError, UnreachableError
 
 FAILED, SOME_IMAGES_FAILED, NO_SERVER, INTERRUPTED = 1, 3, 4, 130
@@ -27,10 +28,25 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 errors = Console(stderr=True)
 
 T = TypeVar("T")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipchoir {clipchoir.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _all_commands(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None: ...
 
 
 @contextlib.contextmanager
