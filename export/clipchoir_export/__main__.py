@@ -3,11 +3,14 @@
 import os
 import sys
 
+from clipchoir_steps.blas import use_fast_kernel
+
 
 def main() -> None:
     """Run the command; without the `export` extra, say how to install it."""
     # Weights are large, read once and dropped: most of the time would go to handing out memory in pages of 4 KB.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    use_fast_kernel()
     try:
         from clipchoir_export.cli import app
 

@@ -24,6 +24,7 @@ from clipchoir_server.installation import environment, prepare_backends, triton_
 from clipchoir_server.log import LogFilter
 from clipchoir_server.repository import SHM, STEP_SHARED_MEMORY, check_repository, thread_defaults
 from clipchoir_server.stubs import Stub, stubs_of
+from clipchoir_steps.blas import kernel_variable
 
 __all__ = ["Address", "DiedError", "ServerError", "Triton", "serving"]
 
@@ -86,7 +87,11 @@ class Triton:
         self._regions = f"clipchoir_{os.getpid()}_{address.grpc_port}_"
         self.process = subprocess.Popen(
             _command(repository, backends, address, self._regions, config_name),
-            env={**thread_defaults(repository, len(os.sched_getaffinity(0))), **environment()},
+            env={
+                **thread_defaults(repository, len(os.sched_getaffinity(0))),
+                **kernel_variable(os.environ),
+                **environment(),
+            },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

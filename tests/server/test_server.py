@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tritonclient.grpc as grpcclient
 
 from clipchoir_server.installation import check_that_it_starts
 from clipchoir_server.repository import thread_defaults
 from clipchoir_server.triton import Address, ServerError, Triton, serving
+from clipchoir_steps import blas
 from tests.conftest import BIN, encoded, infer, metrics, noise, run
 from tests.support.launcher import FREE_PORTS, descendants, gone, started
 
@@ -262,6 +264,46 @@ def test_a_config_that_cannot_be_read_is_left_to_triton(tmp_path: Path, content:
     if content is not None:
         (tmp_path / "zero_shot" / "config.pbtxt").write_bytes(content)
     assert thread_defaults(tmp_path, 4)["CLIPCHOIR_SESSION_THREADS"] == "4"
+
+
+KERNEL_STEP = """
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from threadpoolctl import threadpool_info
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        (found,) = (each["architecture"] for each in threadpool_info() if each["internal_api"] == "openblas")
+        tensor = pb_utils.Tensor("kernel", np.array([found], np.object_))
+        return [pb_utils.InferenceResponse([tensor]) for _ in requests]
+"""
+
+
+@pytest.mark.parametrize("given", [None, "Prescott"])
+def test_a_step_computes_with_the_fastest_kernel_of_openblas_or_the_one_that_was_set(
+    copy: Path, given: str | None
+) -> None:
+    (copy / "kernel" / "1").mkdir(parents=True)
+    (copy / "kernel" / "1" / "model.py").write_text(KERNEL_STEP)
+    (copy / "kernel" / "config.pbtxt").write_text(
+        'backend: "python" input [ { name: "nothing" data_type: TYPE_FP32 dims: [ 1 ] } ] '
+        'output [ { name: "kernel" data_type: TYPE_STRING dims: [ 1 ] } ]'
+    )
+    environment = {name: value for name, value in os.environ.items() if name != blas.CORE_TYPE}
+    if given is not None:
+        environment[blas.CORE_TYPE] = given
+    with (
+        started(copy, environment=environment) as (_, address),
+        grpcclient.InferenceServerClient(address) as client,
+    ):
+        nothing = grpcclient.InferInput("nothing", [1], "FP32")
+        nothing.set_data_from_numpy(np.zeros(1, np.float32))
+        taken = client.infer("kernel", [nothing]).as_numpy("kernel")[0].decode()
+    if given is not None:
+        assert taken == given
+    else:  # no other one would be faster
+        assert blas.choose_kernel(blas.processor_flags(), lambda kernel: kernel or taken) is None
 
 
 def test_the_time_of_the_passes_is_counted(server: Triton) -> None:

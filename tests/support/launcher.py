@@ -5,7 +5,7 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +18,14 @@ STOP_WITHIN = 60.0  # seconds
 
 
 @contextmanager
-def started(repository: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """The running command, and the gRPC address that it printed."""
+def started(
+    repository: Path, *options: str, environment: Mapping[str, str] | None = None
+) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """The running command, and the gRPC address that it printed; `environment` stands for the tests' own."""
     command: list[str | Path] = [BIN / "clipchoir-server", repository, *FREE_PORTS, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
