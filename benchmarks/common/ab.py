@@ -29,14 +29,15 @@ import typer
 from rich.console import Console
 from rich.progress import track
 
+from benchmarks.common.fixtures import DEMO
 from benchmarks.common.in_process import draw
 from benchmarks.common.perf_analyzer import Load, Measurement, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
 from benchmarks.common.server_usage import signal_tree, used_since
 from benchmarks.scaling.cases import link_or_copy
 from clipchoir_server.triton import Address, ServerError, Triton, serving
 
-HERE = Path(__file__).parent
 STALL = 0.35  # seconds beyond the median
+VARIANTS = Path(__file__).with_suffix(".json")
 console = Console(stderr=True, highlight=False)
 
 
@@ -50,8 +51,8 @@ class Run:
 
 
 def main(
-    variants: Annotated[Path, typer.Argument(help="JSON; see the top of this file.")] = HERE / "variants.json",
-    repository: Annotated[Path, typer.Option(help="Built by clipchoir-export.")] = HERE.parent / "build" / "demo",
+    variants: Annotated[Path, typer.Argument(help="JSON; see the top of this file.")] = VARIANTS,
+    repository: Annotated[Path, typer.Option(help="Built by clipchoir-export.")] = DEMO,
     load: Annotated[
         list[str] | None, typer.Option(help="Rows per request x requests in flight.", metavar="ROWSxREQUESTS")
     ] = None,
@@ -64,7 +65,7 @@ def main(
         wanted = json.loads(variants.read_text())
         program = get()
         with contextlib.ExitStack() as stack:
-            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipchoir-variants-")))
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipchoir-ab-")))
             data = write_input_data(draw(), scratch / "images.json")
             servers = {
                 name: stack.enter_context(served(repository, scratch / str(number), variant))

@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from clipchoir_server.triton import ServerError
+from clipchoir_steps.atomic import write_bytes
 
 ROOT = Path(__file__).parents[2]
 DEMO, BASE = ROOT / "build" / "demo", ROOT / "build" / "base-random"
@@ -54,10 +55,9 @@ def write_random_checkpoint(architecture: str, path: Path) -> None:
     """As open_clip initialises it."""
     import open_clip
     import torch
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     console.print(f"writing random weights of {architecture}")
     torch.manual_seed(0)
     tensors = {name: each.contiguous() for name, each in open_clip.create_model(architecture).state_dict().items()}
-    save_file(tensors, path.with_suffix(".part"))
-    path.with_suffix(".part").replace(path)
+    write_bytes(path, save(tensors))

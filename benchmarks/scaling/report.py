@@ -1,4 +1,4 @@
-"""The report of scaling.py: tables and plots."""
+"""The report of `benchmarks.scaling.run`: tables and plots."""
 
 import statistics
 from collections.abc import Sequence

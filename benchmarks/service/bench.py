@@ -28,9 +28,10 @@ from benchmarks.common.fixtures import BASE, DEMO, build_base
 from benchmarks.common.in_process import CORES, InProcess, Way, best, draw, gflop_per_image, matmul_peak
 from benchmarks.common.perf_analyzer import Load, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
 from benchmarks.common.server_usage import Usage, used_since
-from benchmarks.service.report import tables, write_plots
+from benchmarks.service.report import ReportError, tables, write_plots
 from clipchoir import ClipchoirError
 from clipchoir_server.triton import Address, ServerError, Triton, serving
+from clipchoir_steps.atomic import write_text
 
 ROOT = Path(__file__).parents[2]
 RESULTS = Path(__file__).parents[1] / "results"
@@ -129,6 +130,7 @@ class Bench:
     singles: list[Single] = field(default_factory=list)
     gflop: dict[str, float] = field(default_factory=dict)
     matmul_gflops: float = 0.0
+    matmul_by: str = ""
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,8 @@ def main(
         for path in wanted.values():
             if not path.is_dir():
                 raise ServerError(f"{path} is missing; build it with: make demo")
-        bench.matmul_gflops = matmul_peak() / 1e9
+        bench.matmul_by, peak = matmul_peak()
+        bench.matmul_gflops = peak / 1e9
         runners = [Runner(name, path, plans[name], program, bench) for name, path in wanted.items()]
         with Progress(console=console, transient=True) as bar:
             task = bar.add_task("bench", total=sum(runner.steps() for runner in runners))
@@ -268,11 +271,17 @@ def main(
         "machine": machine(),
         **asdict(bench),
     }
-    text = tables(content, json.loads(compare.read_text()) if compare else None)
+    publish = bool(bench.points) and not quick
+    if publish:
+        write_text(out.with_suffix(".json"), json.dumps(content, indent=1) + "\n")
+    try:
+        text = tables(content, json.loads(compare.read_text()) if compare else None)
+    except ReportError as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from None
     print(text)
-    if not quick and bench.points:
-        out.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
-        out.with_suffix(".md").write_text(text + "\n")
+    if publish:
+        write_text(out.with_suffix(".md"), text + "\n")
         write_plots(content, out)
     if code:
         raise typer.Exit(code)

@@ -1,4 +1,4 @@
-"""The report of bench.py: tables and plots."""
+"""The report of `benchmarks.service.bench`: tables and plots."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -11,12 +11,19 @@ SINGLE_TARGET = 1.3  # latency of a single image, base pair, as a multiple of th
 Content = dict[str, Any]
 
 
+class ReportError(Exception):
+    """What was measured cannot be."""
+
+
 def tables(content: Content, old: Content | None = None) -> str:
     """Markdown.
 
     Args:
         content: of the JSON.
         old: of an earlier run, to compare with.
+
+    Raises:
+        ReportError: the encoders took more FLOPs per second than the fastest matrix products.
     """
     parts = [
         "# What the service costs beside its encoders",
@@ -24,7 +31,7 @@ def tables(content: Content, old: Content | None = None) -> str:
         "perf_analyzer's throughput and latency, beside the same decoder, encoders and scores in one process without\n"
         "a server (the limit, with the best of several ways to use the cores). Server, load and limit share the cores\n"
         "and take turns; medians of the rounds. Overhead = 1 - share of the limit. Utilisation: FLOPs of the encoders\n"
-        "per second as a share of float32 matrix products in NumPy on the same cores "
+        f"per second as a share of float32 matrix products in {content['matmul_by']} on the same cores "
         f"({content['matmul_gflops']:.0f} GFLOP/s).",
         _throughputs(content, old),
         _rates(content),
@@ -94,7 +101,7 @@ def _throughputs(content: Content, old: Content | None) -> str:
         )
         mean = statistics.median(each["usage"]["steps"]["ensembling"]["mean_batch"] for each in points)
         target = TARGETS.get((name, batch)) if best[key[:3]] == key else None
-        use = throughput * content["gflop"][name] / content["matmul_gflops"]
+        use = _utilisation(content, name, throughput)
         row = (
             f"| {name} | {size[0]}x{size[1]} | {batch} | {in_flight} | {throughput:.1f} "
             f"| {_median(limits[key[:3]], 'images_per_second'):.1f} | **{share:.2f}** | {target or ''} "
@@ -107,6 +114,17 @@ def _throughputs(content: Content, old: Content | None) -> str:
     ways = {(each["repository"], each["batch"]): each["way"] for each in content["limits"]}
     notes = [f"Limit of {name} at batch {batch}: {way}." for (name, batch), way in ways.items()]
     return "\n".join([*lines, "", *notes])
+
+
+def _utilisation(content: Content, name: str, throughput: float) -> float:
+    gflops = throughput * content["gflop"][name]
+    if gflops > content["matmul_gflops"]:
+        raise ReportError(
+            f"{name}: {throughput:.1f} images/s of {content['gflop'][name]:.3g} GFLOP each are {gflops:.0f} GFLOP/s, "
+            f"more than the {content['matmul_gflops']:.0f} GFLOP/s of {content['matmul_by']}'s matrix products, which the "
+            "benchmark takes for the most that the cores can do"
+        )
+    return gflops / content["matmul_gflops"]
 
 
 def len_images(point: Content) -> int:

@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.common import in_process
 from benchmarks.common.in_process import Way, ways
 from benchmarks.common.perf_analyzer import _steady
 from benchmarks.peers.load import poisson
 from benchmarks.scaling import report as scaling_report
 from benchmarks.service import precisions
-from benchmarks.service.report import shares, tables, write_plots
+from benchmarks.service.report import ReportError, shares, tables, write_plots
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
 RENDERED: dict[str, Callable[[Any], str]] = {
@@ -50,6 +52,7 @@ def measured(*throughputs: float) -> dict[str, Any]:
         "singles": [{"repository": "base", "served": 0.12, "in_process": 0.1}],
         "gflop": {"demo": 0.2},
         "matmul_gflops": 200.0,
+        "matmul_by": "PyTorch",
     }
 
 
@@ -64,6 +67,31 @@ def test_the_report_has_the_ratios_and_compares_with_an_earlier_run() -> None:
     assert "| 32.0% |" in row  # 320 images of 0.2 GFLOP, of 200 GFLOP/s
     assert row.endswith("| 0.40 | 2.00 |")
     assert "| base | 120.0 ms | 100.0 ms | **1.20** | at most 1.3 |" in text
+
+
+def test_more_than_the_cores_can_do_is_an_error() -> None:
+    assert "products in PyTorch on the same cores (200 GFLOP/s)" in tables(measured(999.0))
+    with pytest.raises(ReportError, match=r"demo: 1001\.0 images/s of 0\.2 GFLOP .* 200 GFLOP/s of PyTorch's"):
+        tables(measured(1001.0))
+
+
+def test_the_peak_is_that_of_the_fastest_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def multipliers(one: np.ndarray, _: np.ndarray) -> dict[str, Callable[[], object]]:
+        assert one.shape in ((1024, 1024), (2048, 2048))
+        return {name: partial(calls.append, name) for name in ("slow", "fast")}
+
+    calls: list[str] = []
+    monkeypatch.setattr(in_process, "_multipliers", multipliers)
+    monkeypatch.setattr(in_process, "_seconds", lambda work: work() or (1.0 if calls[-1] == "slow" else 0.5))
+    assert in_process.matmul_peak(0.01) == ("fast", 2 * 2 * 2048**3)
+
+
+def test_every_library_multiplies_the_same() -> None:
+    one, other = (np.random.default_rng(seed).standard_normal((64, 64), np.float32) for seed in (0, 1))
+    found = {name: np.squeeze(multiply()) for name, multiply in in_process._multipliers(one, other).items()}
+    assert found.keys() == {"NumPy", "PyTorch", "ONNX Runtime"}
+    for product in found.values():
+        np.testing.assert_allclose(product, one.astype(float) @ other.astype(float), atol=1e-4)
 
 
 def test_the_report_of_an_interrupted_run_says_what_there_is(tmp_path: Path) -> None:
