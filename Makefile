@@ -10,10 +10,12 @@ CONSTRAINTS := $(wildcard constraints/python*.txt)
 MODELS := $(wildcard model_repository/*/1/model.py server/clipchoir_server/backends/*/model.py)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test soak fuzz marathon bench lint source pictures constraints clean
+.PHONY: help setup demo serve test soak fuzz marathon bench lint source pictures constraints clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with the versions in constraints/
 
 demo: $(DEMO)  ## export the demo pair, serve it, classify sample images, stop
 	$(BIN)/python -m demo.run build/demo

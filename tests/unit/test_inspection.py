@@ -96,7 +96,7 @@ def test_a_folder_of_something_else_is_no_repository(tmp_path: Path) -> None:
 def test_the_readme_has_the_table_that_the_command_prints() -> None:
     printed = run("clipchoir-export", "list", "--markdown")
     assert printed.returncode == 0, printed.stderr
-    assert printed.stdout in (ROOT / "README.md").read_text()
+    assert printed.stdout in (ROOT / "docs" / "export.md").read_text()
 
 
 def test_costs_are_those_of_the_published_models() -> None:
