@@ -82,7 +82,9 @@ def draw_chart(path: Path, data: dict[str, Bars]) -> None:
 
 def _bars(axes: Axes, title: str, data: Bars, colours: list[str], numbers: str) -> None:
     bars = axes.barh(list(data), list(data.values()), color=[COLOURS[name] for name in colours], height=0.62)
-    axes.bar_label(bars, [numbers.format(value) for value in data.values()], label_type="center", color="white", fontweight="bold")
+    axes.bar_label(
+        bars, [numbers.format(value) for value in data.values()], label_type="center", color="white", fontweight="bold"
+    )
     axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)

@@ -17,9 +17,7 @@ NOT_RUN = {
     r"apt-get install": "changes the machine",
     r"(sudo )?pip install": "changes the environment; test_wheel.py installs the package",
     r"pre-commit ": "is not among what the tests need; test_lint.py checks the commands of its hooks",
-    r"git clone": "this checkout is one",
     r"make ": "sets up or runs for minutes; the target is looked up below",
-    r"\.ci/run": "runs these tests",
     r"(TLS_FOLDER=\S+ )?docker ": "needs Docker; test_deployment.py checks the file",
     r"tritonserver ": "needs NVIDIA's image",
     r"grpcurl ": "may not be installed; test_contract_docs.py sends the message",
@@ -28,7 +26,7 @@ NOT_RUN = {
     r"\.venv/bin/clipchoir-export (inspect|tensorrt) build/base": "needs the build of the line above",
     r"\.venv/bin/clipchoir-export build demo": "conftest.py builds the tests' repository so",
     r"\.venv/bin/clipchoir-export embed build/mine": "test_label_sets.py embeds one",
-    r"(\.venv/bin/)?python -m (benchmarks|demo|tools)\.": "measures or trains for minutes; the module is looked up below",
+    r"(\.venv/bin/)?python -m (benchmarks|demo|tools)\.": "takes minutes; the module is looked up below",
     r"\.venv/bin/python -m pytest": "runs tests; the files are looked up below",
 }
 SHELL = blocks("sh")
@@ -82,7 +80,9 @@ def test_commands_run(server: Triton, block: Block, folder: Path) -> None:
     done = run_shell(on(server, script), folder)
     if "demo/samples" in script and "--out " not in script:
         answer = folder / "answer.bin"
-        assert "Sea" in (answer.read_text(errors="replace") if answer.exists() else done.stdout) or "beach" in done.stdout
+        assert (
+            "Sea" in (answer.read_text(errors="replace") if answer.exists() else done.stdout) or "beach" in done.stdout
+        )
 
 
 def sessions() -> list[tuple[str, str]]:
