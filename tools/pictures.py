@@ -27,7 +27,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from benchmarks.service.report import shares
 from clipchoir import Classification
-from clipchoir.cli import _web
+from clipchoir.cli import _page, _web
 from clipchoir_server.triton import Address, serving
 from clipchoir_steps.atomic import replacing
 
@@ -39,7 +39,7 @@ BENCH = ROOT / "benchmarks" / "results" / "bench.json"
 SAMPLES = [ROOT / "demo" / "samples" / name for name in ("Mountains/mountains_03.jpg", "Buildings/buildings_09.jpg")]
 SHOWN = "clipchoir"  # key of the metadata
 COLOURS = {"part": "#64748b", "whole": "#4f46e5"}
-SIZE = {"width": 1180, "height": 790}
+WIDTH, HEIGHT = 1180, 790
 
 Bars = dict[str, float]
 
@@ -57,7 +57,7 @@ def chart_data() -> dict[str, Bars]:
             "demo-evaclip alone": round(1 - float(row[3]), 3),
             "ensemble": round(1 - float(row[4]), 3),
         },
-        "Throughput; without a server, it would be 1": {
+        "Throughput as a share of the limit": {
             "demo pair, single images": round(share["demo", (224, 224), 1, 8], 2),
             "demo pair, batches of 32": round(share["demo", (224, 224), 32, 4], 2),
             "two ViT-B/16, batches of 8": round(base, 2),
@@ -75,6 +75,7 @@ def draw_chart(path: Path, data: dict[str, Bars]) -> None:
         left.xaxis.set_major_formatter("{x:.0%}")
         _bars(right, throughput, ratios, ["whole"] * len(ratios), "{:.2f}")
         right.axvline(1, color="#6b7280", linestyle="--")
+        right.set_xlim(0, 1.08)
         right.set_xticks([0, 0.25, 0.5, 0.75, 1])
         with replacing(path) as file:
             figure.savefig(file, format="png", dpi=100, metadata={SHOWN: json.dumps(data)})
@@ -85,7 +86,7 @@ def _bars(axes: Axes, title: str, data: Bars, colours: list[str], numbers: str) 
     axes.bar_label(
         bars, [numbers.format(value) for value in data.values()], label_type="center", color="white", fontweight="bold"
     )
-    axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
+    axes.set_title(title, loc="left", fontsize=11.5, fontweight="bold", pad=12)
     axes.invert_yaxis()
     axes.tick_params(axis="y", length=0)
 
@@ -97,9 +98,9 @@ def page_digest() -> str:
         "a.jpg", label="Sea", score=0.75, classes=("Sea", "Street"), scores=scores, encoder_scores={"one": scores[::-1]}
     )
     parts = [
-        _web.STYLE,
-        _web.head("localhost:8001", ["one"], "version"),
-        _web.cards([result], ["a.jpg"]),
+        _page.STYLE,
+        _page.head("localhost:8001", ["one"], "version"),
+        _page.cards([result], ["a.jpg"]),
         inspect.getsource(_web.Page.build),
     ]
     digest = hashlib.sha256("\0".join(parts).encode())
@@ -122,13 +123,21 @@ def take_screenshot(path: Path, url: str, chromium: str) -> None:
         url: of the server.
         chromium: path of the browser.
     """
-    command = [Path(sys.executable).with_name("clipchoir"), "web", "--url", url, "--port", "0", "--no-open"]
+    command: list[str | Path] = [
+        Path(sys.executable).with_name("clipchoir"),
+        "web",
+        "--url",
+        url,
+        "--port",
+        "0",
+        "--no-open",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         (address,) = re.findall(r"http://\S+(?=;)", process.stdout.readline())
         with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
             browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-            page = browser.new_page(viewport=SIZE)
+            page = browser.new_page(viewport={"width": WIDTH, "height": HEIGHT})
             page.goto(address)
             page.locator("input[type=file]").set_input_files(SAMPLES)
             expect(page.locator(".choir-card")).to_have_count(len(SAMPLES), timeout=60_000)

@@ -1,10 +1,9 @@
-"""The report of `benchmarks.scaling.run`: tables and plots."""
+"""The report of `benchmarks.scaling.run`: tables."""
 
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 BEND = 0.05  # a step that gains less, or where more work is asked for, one that loses more
@@ -21,14 +20,12 @@ class _Axis:
         unit: of the cases' labels.
         gains: whether throughput should grow; otherwise each step asks for more work.
         note: what else is the case.
-        logarithmic: the scale of the plot.
     """
 
     title: str
     unit: str
     gains: bool
     note: str
-    logarithmic: bool = False
 
 
 _AXES = {
@@ -38,13 +35,12 @@ _AXES = {
         True,
         "`instance_group` of the step; the other steps have one. All encoders are changed together.",
     ),
-    "batch": _Axis("Images per request", "batch", True, "Triton may put requests together in any case.", True),
+    "batch": _Axis("Images per request", "batch", True, "Triton may put requests together in any case."),
     "size": _Axis(
         "Size of the images",
         "image",
         False,
         "JPEGs of the same six scenes, two per request; all are resized to the encoders' 224x224.",
-        True,
     ),
     "classes": _Axis(
         "Classes",
@@ -52,9 +48,8 @@ _AXES = {
         False,
         "One prompt each. perf_analyzer asks for all outputs, so for the names of all classes in each row too; the "
         "second series has an\nensemble without that output, which is what clients that do not ask for it see.",
-        True,
     ),
-    "templates": _Axis("Prompts per class", "prompts", False, "Without the classes' names in the answers.", True),
+    "templates": _Axis("Prompts per class", "prompts", False, "Without the classes' names in the answers."),
     "encoders": _Axis(
         "Encoders",
         "encoders",
@@ -187,42 +182,3 @@ def _table(found: Sequence[Row], about: _Axis, series: str) -> str:
         before = row
     title = [f"**{series[0].upper()}{series[1:]}**", ""] if series else []
     return "\n".join([*title, *lines, "", f"Where it bends: {bend(found, about.gains)}."])
-
-
-def write_plots(content: Content, out: Path) -> None:
-    """<out>_<axis>.png: throughput, latency, CPU time and memory, a line for each series."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    for axis in dict.fromkeys(run["axis"] for run in content["runs"]):
-        about = _AXES[axis]
-        figure = Figure(figsize=(13.6, 3.4), layout="constrained")
-        figure.suptitle(about.title, fontsize=10)
-        throughput, latency, cpu, memory = figure.subplots(1, 4)
-        for series in _series(content, axis):
-            found = rows(content, axis, series)
-            values, name = [row.value for row in found], series or "served"
-            low = [row.ratio - min(row.ratios, default=row.ratio) for row in found]
-            high = [max(row.ratios, default=row.ratio) - row.ratio for row in found]
-            throughput.errorbar(values, [row.ratio for row in found], (low, high), fmt="o-", capsize=2, label=name)
-            (line,) = latency.plot(values, [1000 * row.p50 for row in found], "o-", label=f"{name}, p50")
-            latency.plot(values, [1000 * row.p99 for row in found], "o:", color=line.get_color(), label=f"{name}, p99")
-            cpu.plot(values, [row.cpu_ms for row in found], "o-", label=name)
-            memory.plot(values, [row.memory_mib for row in found], "o-", label=name)
-        labels = {run["value"]: run["label"] for run in content["runs"] if run["axis"] == axis}
-        for axes, what in (
-            (throughput, "throughput, multiple of the first"),
-            (latency, "ms per request"),
-            (cpu, "server's CPU, ms per image"),
-            (memory, "memory, MiB"),
-        ):
-            if about.logarithmic:
-                axes.set_xscale("log")
-            axes.set_xticks(list(labels), list(labels.values()), fontsize=7, rotation=30 if axis == "size" else 0)
-            axes.minorticks_off()
-            axes.set_xlabel(about.unit)
-            axes.set_ylabel(what)
-            axes.set_ylim(bottom=0)
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=7)
-        FigureCanvasAgg(figure).print_figure(out.with_name(f"{out.name}_{axis}.png"), dpi=110)

@@ -26,7 +26,7 @@ from benchmarks.common.in_process import draw
 from benchmarks.common.perf_analyzer import Load, PerfAnalyzer, PerfAnalyzerError, get, write_input_data
 from benchmarks.common.server_usage import Usage, used_since
 from benchmarks.scaling.cases import Axis, Case, Series, series_of
-from benchmarks.scaling.report import tables, write_plots
+from benchmarks.scaling.report import tables
 from benchmarks.service.bench import machine
 from clipchoir import ClipchoirError
 from clipchoir_export.errors import ExportError
@@ -176,7 +176,7 @@ def main(
     only: Annotated[Axis | None, typer.Option(help="Measure this alone; written only with --out.")] = None,
     out: Annotated[
         Path | None,
-        typer.Option(help="Where to write, with .json, .md and plots in .png.  [default: results/scaling]"),
+        typer.Option(help="Where to write, with .json and .md.  [default: results/scaling]"),
     ] = None,
 ) -> None:
     """Measure the service with perf_analyzer, one thing changed at a time."""
@@ -212,7 +212,6 @@ def main(
     if runs and target and not quick:
         target.with_suffix(".json").write_text(json.dumps(content, indent=1) + "\n")
         target.with_suffix(".md").write_text(text + "\n")
-        write_plots(content, target)
     if code:
         raise typer.Exit(code)
 

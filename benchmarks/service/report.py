@@ -8,6 +8,8 @@ from typing import Any
 TARGETS = {("demo", 32): 0.75, ("base", 8): 0.95}  # throughput as a share of the in-process limit
 SINGLE_TARGET = 1.3  # latency of a single image, base pair, as a multiple of the in-process one
 
+_COLUMNS = 3  # of plots: readable at the width of a page
+
 Content = dict[str, Any]
 
 
@@ -202,8 +204,12 @@ def write_plots(content: Content, out: Path) -> None:
     served = _grouped((each for each in content["points"] if not each["rate"]), _key)
     limits = _grouped(content["limits"], _key)
     for kind in ("throughput", "latency"):
-        figure = Figure(figsize=(4.2 * len(served), 3.6), layout="constrained")
-        for axes, (key, points) in zip(figure.subplots(1, len(served), squeeze=False)[0], served.items(), strict=True):
+        rows = -(-len(served) // _COLUMNS)
+        figure = Figure(figsize=(3.4 * _COLUMNS, 2.8 * rows), layout="constrained")
+        grid = figure.subplots(rows, _COLUMNS, squeeze=False).ravel()
+        for axes in grid[len(served) :]:
+            axes.remove()
+        for axes, (key, points) in zip(grid, served.items(), strict=False):
             name, size, batch = key
             axes.set_title(f"{name}, {size[0]}x{size[1]}, batch {batch}", fontsize=9)
             axes.set_xlabel("requests in flight")
@@ -217,7 +223,8 @@ def write_plots(content: Content, out: Path) -> None:
                 for quantile in ("p50", "p90", "p99"):
                     axes.plot(numbers, [1000 * _median(some, quantile) for some in by.values()], "o-", label=quantile)
                 axes.set_ylabel("ms per request")
-            axes.set_ylim(bottom=0)
+            axes.set_xticks(numbers)
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
             axes.grid(alpha=0.3)
             axes.legend(fontsize=8)
         FigureCanvasAgg(figure).print_figure(out.with_name(f"{out.name}_{kind}.png"), dpi=110)

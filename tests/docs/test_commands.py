@@ -3,7 +3,6 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -47,7 +46,7 @@ def on(server: Triton, text: str) -> str:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, repository: Path) -> Iterator[Path]:
+def folder(tmp_path: Path, repository: Path) -> Path:
     """Looks like a checkout in which `make demo` has run."""
     (tmp_path / "demo").symlink_to(ROOT / "demo")
     (tmp_path / "build").mkdir()

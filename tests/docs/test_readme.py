@@ -96,7 +96,7 @@ def test_the_pictures_are_in_the_readme() -> None:
 
 
 def test_the_figures_are_those_of_the_chart() -> None:
-    throughput = pictures.chart_data()["Throughput; without a server, it would be 1"]
+    throughput = pictures.chart_data()["Throughput as a share of the limit"]
     reached = re.search(r"reaches (\S+) of the demo pair's throughput without a server", README)
     assert reached
     assert float(reached[1]) == throughput["demo pair, batches of 32"]
