@@ -11,11 +11,13 @@ from clipchoir_server.triton import Address, ServerError, serving
 SAMPLES = Path(__file__).parent / "samples"
 NEXT_STEPS = """
 What to try next:
-  make serve                                     keep the server up (gRPC 8001, HTTP 8000, metrics 8002), then:
-  .venv/bin/clipchoir classify YOUR_IMAGES       classify your own images; a folder works, too
-  .venv/bin/clipchoir classify YOUR_IMAGES --weights 1,0 --json
+  make serve                                           keep the server up (gRPC 8001, HTTP 8000, metrics 8002), then:
+  .venv/bin/clipchoir web                              drop images on a local page
+  .venv/bin/clipchoir classify IMAGES                  your own images; a folder works, too
+  .venv/bin/clipchoir classify IMAGES --weights 1,0 --json
   .venv/bin/python -m demo.scenes render --count 60 --seed 7 fresh && .venv/bin/clipchoir evaluate fresh
-  README.md                                      how to build a repository of your own encoders and label sets
+The demo pair knows drawn scenes only. For photographs:
+  .venv/bin/clipchoir-export list                      ensembles to build; docs/export.md says how to make your own
 """
 
 

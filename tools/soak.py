@@ -28,7 +28,7 @@ from tests.support.launcher import descendants, launched
 from tests.support.traffic import Known, Sender, Tally
 
 IMAGES = 40
-WARM_UP = 90.0  # seconds in which memory may grow, see docs/serving.md; at most a third of the run
+WARM_UP = 90.0  # seconds in which memory may grow, see docs/operations.md; at most a third of the run
 SAMPLE = 1.0  # seconds between two looks at the memory
 MOST_GROWTH, MOST_GROWTH_SHARE = 50.0, 0.05  # MiB; of the memory after the warm-up. The larger of the two is allowed
 QUIET = 30.0  # seconds between two lines where nobody watches

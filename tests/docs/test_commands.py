@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from clipchoir_server.triton import Triton
+from demo.run import NEXT_STEPS
 from tests.conftest import BIN, ROOT
-from tests.docs.pages import Block, blocks
+from tests.docs.pages import PAGES, Block, blocks
 
 # What a line begins with -> why it is not run here, and what checks it instead.
 NOT_RUN = {
@@ -103,6 +104,18 @@ def test_commands_print_what_the_page_shows(server: Triton, command: str, output
     assert lines == shown
 
 
+@pytest.mark.usefixtures("commands_find_the_server")
+@pytest.mark.parametrize(
+    "line",
+    [line for line in NEXT_STEPS.splitlines() if line.startswith("  .venv/bin/") and "clipchoir web" not in line],
+)
+def test_what_the_demo_prints_runs(server: Triton, line: str, folder: Path) -> None:
+    command = (
+        re.split(r" {3,}", line.strip())[0].replace("IMAGES", "demo/samples/Sea").replace("--count 60", "--count 1")
+    )
+    assert run_shell(on(server, command), folder).stdout
+
+
 @pytest.mark.parametrize("block", PYTHON, ids=lambda block: block.name)
 def test_python_runs(server: Triton, block: Block) -> None:
     done = subprocess.run(
@@ -140,8 +153,6 @@ def test_targets_and_modules_exist() -> None:
 
 def test_no_command_hides_in_an_indented_block() -> None:
     """Only fenced blocks are run; what is indented on a page is a formula or an output."""
-    from tests.docs.pages import PAGES
-
     commands = r"^    (\.venv/bin/|make |clipchoir|docker |pip |python |curl |git )"
     found = {
         (page.name, line)

@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 from mypy.main import process_options
 
 from tests.conftest import BIN, ROOT
@@ -72,6 +73,13 @@ def test_a_type_error_is_found(tmp_path: Path, name: str) -> None:
     found = subprocess.run([BIN / "mypy", name], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
     assert found.returncode == 1
     assert re.search(rf"^{re.escape(name)}:\d+: error: Incompatible types in assignment", found.stdout, re.MULTILINE)
+
+
+def test_the_hooks_before_a_commit_are_the_commands_of_lint(lint: list[list[str]]) -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"]
+    commands = [hook["entry"].split() for hook in local["hooks"]]
+    assert commands == [[*lint[0][:2]], [*lint[1][:3]], ["make", "lint"]]
+    assert {hook["language"] for hook in local["hooks"]} == {"system"}
 
 
 def test_ci_runs_lint_and_the_tests_and_needs_a_browser() -> None:
