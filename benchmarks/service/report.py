@@ -123,7 +123,7 @@ def _utilisation(content: Content, name: str, throughput: float) -> float:
     if gflops > content["matmul_gflops"]:
         raise ReportError(
             f"{name}: {throughput:.1f} images/s of {content['gflop'][name]:.3g} GFLOP each are {gflops:.0f} GFLOP/s, "
-            f"more than the {content['matmul_gflops']:.0f} GFLOP/s of {content['matmul_by']}'s matrix products, which the "
+            f"more than the {content['matmul_gflops']:.0f} GFLOP/s of {content['matmul_by']}'s products, which the "
             "benchmark takes for the most that the cores can do"
         )
     return gflops / content["matmul_gflops"]
