@@ -27,7 +27,7 @@ from playwright.sync_api import expect, sync_playwright
 
 from benchmarks.service.report import shares
 from clipchoir import Classification
-from clipchoir.cli import _page, _web
+from clipchoir.cli import _html, _web
 from clipchoir_server.triton import Address, serving
 from clipchoir_steps.atomic import replacing
 
@@ -98,9 +98,9 @@ def page_digest() -> str:
         "a.jpg", label="Sea", score=0.75, classes=("Sea", "Street"), scores=scores, encoder_scores={"one": scores[::-1]}
     )
     parts = [
-        _page.STYLE,
-        _page.head("localhost:8001", ["one"], "version"),
-        _page.cards([result], ["a.jpg"]),
+        _html.STYLE,
+        _html.head("localhost:8001", ["one"], "version"),
+        _html.cards([result], ["a.jpg"]),
         inspect.getsource(_web.Page.build),
     ]
     digest = hashlib.sha256("\0".join(parts).encode())
