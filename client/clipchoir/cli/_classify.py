@@ -14,9 +14,9 @@ from clipchoir._client import Client
 from clipchoir._options import Options, split
 from clipchoir._protocol import Service
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, progress, reporting
-from clipchoir.cli._journal import Journal
 from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Scoring, Server, check_one_of, grouped
+from clipchoir.cli._resumable_output import ResumableFile, RowLog
 from clipchoir.cli._sources import Named, Sources
 from clipchoir.cli._version_guard import RepositoryChangedError, watched
 from clipchoir.cli._writers import Format, Record, line, record, write
@@ -56,25 +56,25 @@ def classify(
             needed("parquet", "pyarrow")
         client = stack.enter_context(server.client())
         service = client.service  # before anything is written: a server that is away changes nothing
-        journal = None
+        output = None
         if out:
             settings = _settings(options, client, service)
-            journal = stack.enter_context(Journal(out, settings, resume=resume, overwrite=overwrite))
-            if journal.is_complete:
+            output = stack.enter_context(ResumableFile(out, settings, resume=resume, overwrite=overwrite))
+            if output.is_complete:
                 print(f"{out} is complete", file=sys.stderr)
                 return
         failures = _Failures(stack.enter_context(errors.open("w", encoding="utf-8")) if errors else None)
         images = iter(sources)
-        done = journal.skip(images, failures.note) if journal else 0
+        done = output.log.skip(images, failures.note) if output else 0
         with progress("classifying", sources.count, done) as passing:
             records = watched(client, failures.noted(passing(_records(client, images, options, batch_size))))
-            if journal:
+            if output:
                 try:
-                    _keep(journal, records)
+                    _keep(output.log, records)
                 except RepositoryChangedError as error:
-                    journal.cut(done + error.certain)
+                    output.log.cut(done + error.certain)
                     raise
-                journal.finish(chosen)
+                output.finish(chosen)
             else:
                 write(records, chosen, sys.stdout)
         if failures.count:
@@ -85,11 +85,11 @@ def _records(client: Client, images: Iterator[Named], options: Options, batch_si
     return map(record, client.stream(images, batch_size=batch_size, **options))
 
 
-def _keep(journal: Journal, records: Iterator[Record]) -> None:
+def _keep(log: RowLog, records: Iterator[Record]) -> None:
     for number, each in enumerate(records, 1):
-        journal.write(each)
+        log.write(each)
         if number % _FLUSH_ROWS == 0:
-            journal.flush()
+            log.flush()
 
 
 def _format(output_format: Format | None, as_json: bool, out: Path | None) -> Format:

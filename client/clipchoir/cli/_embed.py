@@ -3,7 +3,6 @@
 import contextlib
 import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -11,12 +10,13 @@ import typer
 
 from clipchoir._client import Client
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, progress, reporting
-from clipchoir.cli._embeddings import Store, rows_of, write_parquet
-from clipchoir.cli._journal import OutputExistsError
+from clipchoir.cli._embeddings import ResumableFolder, rows_of, write_parquet
 from clipchoir.cli._optional_imports import needed
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Paths, Server, check_one_of, grouped
+from clipchoir.cli._resumable_output import Begin, how_to_begin, partial_of
 from clipchoir.cli._sources import Sources
 from clipchoir.cli._version_guard import RepositoryChangedError, watched
+from clipchoir_steps import atomic
 
 
 def embedding_ids(client: Client) -> dict[str, str]:
@@ -24,16 +24,16 @@ def embedding_ids(client: Client) -> dict[str, str]:
     return dict(client.label_sets().get("embedding_ids", {}))
 
 
-def fill(store: Store, client: Client, sources: Sources, batch_size: int) -> None:
+def fill(store: ResumableFolder, client: Client, sources: Sources, batch_size: int) -> None:
     """Embed the images that are not in the store yet, and give it its name."""
     images = iter(sources)
-    done = store.skip(images)
+    done = store.log.skip(images)
     with progress("embedding", sources.count, done) as passing:
         try:
             for result in watched(client, passing(client.embed(images, batch_size=batch_size))):
                 store.write(result)
         except RepositoryChangedError as error:
-            store.cut(done + error.certain)
+            store.log.cut(done + error.certain)
             raise
     store.finish()
 
@@ -71,13 +71,13 @@ def embed(
         dims = client.service.dims
         # A Parquet file is made of a folder beside it, since rows cannot be added to it later.
         folder = out.with_name(out.name + ".rows") if as_parquet else out
-        is_begun = folder.exists() or folder.with_name(folder.name + ".partial").exists()
-        if as_parquet and out.exists() and not (overwrite or is_begun):
-            if not resume:
-                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
+        begun = partial_of(folder)
+        is_new = as_parquet and not (folder.exists() or begun.exists())
+        if is_new and how_to_begin(out, begun, resume=resume, overwrite=overwrite) is Begin.NOTHING:
             print(f"{out} is complete", file=sys.stderr)
             return
-        store = stack.enter_context(Store(folder, dims, embedding_ids(client), resume=resume, overwrite=overwrite))
+        ids = embedding_ids(client)
+        store = stack.enter_context(ResumableFolder(folder, dims, ids, resume=resume, overwrite=overwrite))
         if store.is_complete and not as_parquet:
             print(f"{out} is complete", file=sys.stderr)
             return
@@ -87,10 +87,8 @@ def embed(
         for row in rows_of(folder):
             count, failed = count + 1, failed + ("error" in row)
         if as_parquet:
-            with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as scratch:
-                target = Path(scratch) / out.name
+            with atomic.replacing(out) as target:
                 write_parquet(folder, dims, target)
-                target.replace(out)
             shutil.rmtree(folder)
         if as_json:
             print_json({"out": str(out), "images": count, "failed": failed, "dims": dict(dims)})

@@ -5,35 +5,42 @@ failed are NaN, and have an `error` in `rows.jsonl`. While the folder is filled,
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clipchoir._results import Embedding, Vector
-from clipchoir.cli._journal import CannotResumeError, OutputExistsError, check_same_image, lock
 from clipchoir.cli._optional_imports import needed
-from clipchoir.cli._sources import Named
-from clipchoir.cli._writers import PARQUET_ROWS, Record, line, printable
+from clipchoir.cli._resumable_output import (
+    ArrayFile,
+    Begin,
+    CannotResumeError,
+    OutputExistsError,
+    RowLog,
+    exclusive,
+    how_to_begin,
+    partial_of,
+)
+from clipchoir.cli._writers import PARQUET_ROWS, Record, printable
 from clipchoir.errors import ClipchoirError
+from clipchoir_steps import atomic
 
 ROWS = "rows.jsonl"
 _ENCODERS = "encoders.json"
-_HEADER = 128  # bytes of an .npy file of version 1.0 before its numbers
 
 
 class BadEmbeddingsError(ClipchoirError):
     """A folder does not hold embeddings, or not those that are needed."""
 
 
-class Store:
-    """A folder that is being filled. Use as a context manager."""
+class ResumableFolder:
+    """A folder of embeddings. While it is filled, its name ends in `.partial`. Use as a context manager."""
 
     def __init__(
         self,
@@ -50,126 +57,60 @@ class Store:
             dims: length of each encoder's embeddings, by encoder.
             embedding_ids: of the encoders, as the server says them.
             resume: go on after the rows that are there.
-            overwrite: begin anew.
+            overwrite: begin again.
+        """
+        self.out = out
+        self._folder = partial_of(out)
+        self._dims = dims
+        self._embedding_ids = embedding_ids
+        self._choice = {"resume": resume, "overwrite": overwrite}
+        self.is_complete = False
 
+    def __enter__(self) -> "ResumableFolder":
+        """
         Raises:
             OutputExistsError, CannotResumeError, BadEmbeddingsError: see there.
         """
-        self.out = out
-        self._folder = out.with_name(out.name + ".partial")
-        self._dims = dims
-        self._embedding_ids = embedding_ids
-        self.is_complete = False
-        if out.exists() and not out.is_dir():
-            raise OutputExistsError(
-                f"{out} is a file; embeddings go into a folder of their own, or into a .parquet file"
-            )
-        if overwrite and self._folder.exists():
-            if (self._folder / ROWS).exists():
-                with (self._folder / ROWS).open("ab") as rows:
-                    lock(rows, self._folder / ROWS)
-            shutil.rmtree(self._folder)
-        if self._folder.exists():
-            if not resume:
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            stack.enter_context(exclusive(self.out, self._folder / ROWS))
+            if self.out.exists() and not self.out.is_dir():
                 raise OutputExistsError(
-                    f"{self._folder} holds an interrupted run; --resume goes on with it, --overwrite begins anew"
+                    f"{self.out} is a file; embeddings go into a folder of their own, or into a .parquet file"
                 )
-        elif out.exists() and not overwrite:
-            if not resume:
-                raise OutputExistsError(f"{out} exists; --overwrite replaces it")
-            self.is_complete = True
-        check_encoders(out if self.is_complete else self._folder, embedding_ids)
-
-    def __enter__(self) -> "Store":
-        self._stack = ExitStack()
-        if self.is_complete:
-            return self
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._rows = self._stack.enter_context((self._folder / ROWS).open("a+b"))
-        try:
-            self._open()
-        except BaseException:
-            self._stack.close()
-            raise
+            begin = how_to_begin(self.out, self._folder, **self._choice)
+            self.is_complete = begin is Begin.NOTHING
+            if begin is Begin.NEW and self._folder.exists():
+                shutil.rmtree(self._folder)
+            check_encoders(self.out if self.is_complete else self._folder, self._embedding_ids)
+            if not self.is_complete:
+                self._open(stack)
+            self._stack = stack.pop_all()
         return self
-
-    def _open(self) -> None:
-        lock(self._rows, self._folder / ROWS)
-        if not self._rows.tell():  # what is there already may be by others
-            new = self._folder / f"{_ENCODERS}.new"
-            new.write_text(json.dumps(dict(self._embedding_ids)) + "\n")
-            new.replace(self._folder / _ENCODERS)
-        strangers = {path.stem for path in self._folder.glob("*.npy")} - set(self._dims)
-        if strangers:
-            raise CannotResumeError(f"{self._folder} has {', '.join(sorted(strangers))}, too; --overwrite begins anew")
-        self._files = {encoder: self._opened(encoder, dim) for encoder, dim in self._dims.items()}
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
 
-    def _opened(self, encoder: str, dim: int) -> BinaryIO:
-        path = self._folder / f"{encoder}.npy"
-        file = self._stack.enter_context(path.open("r+b" if path.exists() else "w+b"))
-        head = file.read(_HEADER)
-        rows = max(0, path.stat().st_size - _HEADER) // (4 * dim)
-        if len(head) < _HEADER:  # new, or killed before anything was written
-            file.seek(0)
-            file.write(_header(0, dim))
-        elif head not in (_header(0, dim), _header(rows, dim)):  # killed before it got its name: it has all rows
-            raise CannotResumeError(f"{path} is not of embeddings of {dim} numbers; --overwrite begins anew")
-        file.seek(0, os.SEEK_END)
-        return file
-
-    def skip(self, images: Iterator[Named]) -> int:
-        """Go past the images that are there, and cut off rows that are not whole.
-
-        Returns:
-            How many rows there are.
-
-        Raises:
-            CannotResumeError: they are of other images.
-        """
-        whole = min((self._files[name].tell() - _HEADER) // (4 * dim) for name, dim in self._dims.items())
-        count = end = 0
-        self._rows.seek(0)
-        for raw in islice(self._rows, whole):
-            if not raw.endswith(b"\n"):
-                break
-            count += 1
-            check_same_image(json.loads(raw), count, next(images, None), self._folder)
-            end += len(raw)
-        self._truncate(count, end)
-        return count
-
-    def cut(self, count: int) -> None:
-        """Keep so many rows, and drop those behind them."""
-        self._rows.seek(0)  # what was written is in the file then
-        self._truncate(count, sum(map(len, islice(self._rows, count))))
-
-    def _truncate(self, count: int, end: int) -> None:
-        self._rows.truncate(end)
-        self._rows.seek(0, os.SEEK_END)
-        for encoder, file in self._files.items():
-            file.truncate(_HEADER + 4 * self._dims[encoder] * count)
-            file.seek(0, os.SEEK_END)
+    def _open(self, stack: ExitStack) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        rows = self._folder / ROWS
+        if not rows.exists() or not rows.stat().st_size:  # what is there already may be by others
+            atomic.write_text(self._folder / _ENCODERS, json.dumps(dict(self._embedding_ids)) + "\n")
+        others = {path.stem for path in self._folder.glob("*.npy")} - set(self._dims)
+        if others:
+            raise CannotResumeError(f"{self._folder} has {', '.join(sorted(others))}, too; --overwrite begins again")
+        arrays = {encoder: ArrayFile(self._folder / f"{encoder}.npy", dim) for encoder, dim in self._dims.items()}
+        self.log = RowLog(rows, arrays)
+        stack.callback(self.log.close)
 
     def write(self, result: Embedding) -> None:
         """Add a row."""
-        for encoder, dim in self._dims.items():
-            values = np.full(dim, np.nan, np.float32) if result.error else result.embedding[encoder]
-            self._files[encoder].write(np.ascontiguousarray(values, "<f4").tobytes())
         row = {"source": result.source} | ({"error": result.error} if result.error else {})
-        self._rows.write(line(row).encode())
+        self.log.write(row, None if result.error else result.embedding)
 
     def finish(self) -> None:
         """All rows are there: give the folder its name, and remove what had it before."""
-        count = 0
-        for encoder, dim in self._dims.items():
-            file = self._files[encoder]
-            count = (file.tell() - _HEADER) // (4 * dim)
-            file.seek(0)
-            file.write(_header(count, dim))
-        self._stack.close()
+        self.log.finish()
         old = self.out.with_name(self.out.name + ".old")
         if self.out.exists():
             if old.exists():
@@ -178,12 +119,6 @@ class Store:
         self._folder.rename(self.out)
         if old.exists():
             shutil.rmtree(old)
-
-
-def _header(rows: int, dim: int) -> bytes:
-    """Of NumPy's format 1.0, filled up so that it has the same length for any number of rows."""
-    text = f"{{'descr': '<f4', 'fortran_order': False, 'shape': ({rows}, {dim}), }}"
-    return b"\x93NUMPY\x01\x00" + (_HEADER - 10).to_bytes(2, "little") + text.ljust(_HEADER - 11).encode() + b"\n"
 
 
 def rows_of(folder: Path) -> Iterator[Record]:
@@ -236,7 +171,7 @@ def load(folder: Path, encoders: Iterable[str]) -> dict[str, Vector]:
     return found
 
 
-def write_parquet(folder: Path, encoders: Iterable[str], target: Path) -> None:
+def write_parquet(folder: Path, encoders: Iterable[str], target: IO[bytes]) -> None:
     """The same as one Parquet file: `source`, `error`, and a list of numbers for each encoder.
 
     Raises:

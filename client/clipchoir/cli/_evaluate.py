@@ -22,7 +22,7 @@ from clipchoir._results import Vector
 from clipchoir.cli import _plots
 from clipchoir.cli._app import SOME_IMAGES_FAILED, app, print_json, reporting
 from clipchoir.cli._embed import embedding_ids, fill
-from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, Store, check_encoders, load, rows_of
+from clipchoir.cli._embeddings import ROWS, BadEmbeddingsError, ResumableFolder, check_encoders, load, rows_of
 from clipchoir.cli._evaluation import Evaluation, UnknownClassError
 from clipchoir.cli._options import BATCH, AsJson, BatchSize, Scoring, Server, grouped
 from clipchoir.cli._sources import BadSourceError, Sources
@@ -80,7 +80,7 @@ def evaluate(
             _check_folder(client, folder, options)
         made_by = embedding_ids(client)
         if not store.exists():  # or goes on with one that was interrupted
-            with Store(store, client.service.dims, made_by, resume=True, overwrite=False) as filled:
+            with ResumableFolder(store, client.service.dims, made_by, resume=True, overwrite=False) as filled:
                 fill(filled, client, _labelled(folder), batch_size)
         rows = list(rows_of(store)) if (store / ROWS).exists() else []
         if folder:

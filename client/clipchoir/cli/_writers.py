@@ -3,11 +3,12 @@
 import csv
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -36,19 +37,40 @@ class Format(str, Enum):
         return {".jsonl": cls.jsonl, ".csv": cls.csv, ".parquet": cls.parquet}.get(path.suffix)
 
 
+@dataclass(frozen=True)
+class Column:
+    """A column of results, as every format has it. The image and its error are beside these.
+
+    Attributes:
+        name: of the column.
+        of: result -> the value in JSON: text, a number, or by class a number.
+        kind: how formats of columns keep it.
+    """
+
+    name: str
+    of: Callable[[Classification], Any]
+    kind: Literal["text", "number", "by_class", "by_encoder_and_class"]
+
+
+COLUMNS = (
+    Column("label", lambda result: result.label, "text"),
+    Column("score", lambda result: _rounded(result.score), "number"),
+    Column("scores", lambda result: _by_class(result.classes, result.scores), "by_class"),
+    Column(
+        "encoder_scores",
+        lambda result: {name: _by_class(result.classes, each) for name, each in result.encoder_scores.items()},
+        "by_encoder_and_class",
+    ),
+)
+"""The one list of what `classify` writes of an image: to add a column, add it here."""
+_PLAIN = [column.name for column in COLUMNS if column.kind in ("text", "number")]
+
+
 def record(result: Classification) -> Record:
     """A result as it stands in JSON Lines."""
     if result.error:
         return {"source": result.source, "error": result.error}
-    return {
-        "source": result.source,
-        "label": result.label,
-        "score": _rounded(result.score),
-        "scores": _by_class(result.classes, result.scores),
-        "encoder_scores": {
-            encoder: _by_class(result.classes, scores) for encoder, scores in result.encoder_scores.items()
-        },
-    }
+    return {"source": result.source} | {column.name: column.of(result) for column in COLUMNS}
 
 
 def line(content: Record) -> str:
@@ -61,7 +83,7 @@ def line(content: Record) -> str:
     return text + "\n"
 
 
-def write(records: Iterable[Record], output_format: Format, out: TextIO) -> None:
+def write(records: Iterable[Record], output_format: Format, out: IO[str]) -> None:
     """Write results as they come.
 
     Args:
@@ -85,19 +107,20 @@ def _rounded(score: float) -> float:
     return round(score, 6)
 
 
-def _write_jsonl(records: Iterable[Record], out: TextIO) -> None:
+def _write_jsonl(records: Iterable[Record], out: IO[str]) -> None:
     for each in records:
         out.write(line(each))
 
 
-def _write_csv(records: Iterable[Record], out: TextIO) -> None:
+def _write_csv(records: Iterable[Record], out: IO[str]) -> None:
     rows = csv.writer(out, lineterminator="\n")
-    rows.writerow(["source", "label", "score", "error"])
+    names = ["source", *_PLAIN, "error"]
+    rows.writerow(names)
     for each in records:
-        rows.writerow([each["source"], each.get("label", ""), each.get("score", ""), each.get("error", "")])
+        rows.writerow([each.get(name, "") for name in names])
 
 
-def _write_table(records: Iterable[Record], out: TextIO) -> None:
+def _write_table(records: Iterable[Record], out: IO[str]) -> None:
     console, iterator, first = Console(file=out), iter(records), True
     while some := list(islice(iterator, _TABLE_ROWS)):
         table = Table("image", "label", "score", "next best", box=None, show_header=first)
@@ -115,16 +138,16 @@ def _cells(each: Record) -> tuple[str, str, str, str]:
     return printable(each["source"]) or "", each["label"], f"{each['score']:.3f}", f"{name} {score:.3f}" if name else ""
 
 
-def write_parquet(records: Iterator[Record], good: Record | None, path: Path) -> None:
+def write_parquet(records: Iterator[Record], good: Record | None, out: IO[bytes]) -> None:
     """Write results to a Parquet file.
 
-    Its columns are `source`, `error`, `label`, `score`, `scores` and `<encoder>_scores`, in the order of the classes,
-    which are in the schema's metadata under `classes`, as JSON.
+    Its columns are `source`, `error`, those of `COLUMNS`, and `<encoder>_scores` for the encoders, in the order of the
+    classes, which are in the schema's metadata under `classes`, as JSON.
 
     Args:
         records: of `record`.
         good: the first of them without an error, if there is one; it names classes and encoders.
-        path: of the file.
+        out: the file.
 
     Raises:
         MissingExtraError: pyarrow is not installed.
@@ -132,21 +155,32 @@ def write_parquet(records: Iterator[Record], good: Record | None, path: Path) ->
     pyarrow, parquet = needed("parquet", "pyarrow", "pyarrow.parquet")
     classes = list(good["scores"]) if good else []
     encoders = list(good["encoder_scores"]) if good else []
-    scores = pyarrow.list_(pyarrow.float32())
-    fields = [("source", pyarrow.string()), ("error", pyarrow.string()), ("label", pyarrow.string())]
-    fields += [("score", pyarrow.float32()), ("scores", scores)]
-    fields += [(f"{encoder}_scores", scores) for encoder in encoders]
+    kinds = {"text": pyarrow.string(), "number": pyarrow.float32(), "by_class": pyarrow.list_(pyarrow.float32())}
+    fields = [("source", pyarrow.string()), ("error", pyarrow.string())]
+    for column in COLUMNS:
+        if column.kind == "by_encoder_and_class":
+            fields += [(_of_encoder(column, encoder), kinds["by_class"]) for encoder in encoders]
+        else:
+            fields.append((column.name, kinds[column.kind]))
     schema = pyarrow.schema(fields, metadata={"classes": json.dumps(classes, ensure_ascii=False)})
 
+    def listed(values: Mapping[str, float] | None) -> list[float] | None:
+        return [values[name] for name in classes] if values else None
+
     def row(each: Record) -> Record:
-        flat = {name: each.get(name) for name in ("error", "label", "score")}
-        flat["source"] = printable(each["source"])
-        flat["scores"] = [each["scores"][name] for name in classes] if "scores" in each else None
-        for encoder in encoders:
-            values = each.get("encoder_scores", {}).get(encoder)
-            flat[f"{encoder}_scores"] = [values[name] for name in classes] if values else None
+        flat = {"source": printable(each["source"]), "error": each.get("error")}
+        for column in COLUMNS:
+            value = each.get(column.name)
+            if column.kind == "by_encoder_and_class":
+                flat |= {_of_encoder(column, encoder): listed((value or {}).get(encoder)) for encoder in encoders}
+            else:
+                flat[column.name] = listed(value) if column.kind == "by_class" else value
         return flat
 
-    with parquet.ParquetWriter(path, schema) as out:
+    with parquet.ParquetWriter(out, schema) as writer:
         while some := list(islice(records, PARQUET_ROWS)):
-            out.write_table(pyarrow.Table.from_pylist([row(each) for each in some], schema=schema))
+            writer.write_table(pyarrow.Table.from_pylist([row(each) for each in some], schema=schema))
+
+
+def _of_encoder(column: Column, encoder: str) -> str:
+    return f"{encoder}_{column.name.removeprefix('encoder_')}"
