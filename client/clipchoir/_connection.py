@@ -52,7 +52,7 @@ class Tls:
             raise ValueError("mutual TLS takes both a certificate and its key")
 
     def arguments(self) -> dict[str, Any]:
-        """Of tritonclient.
+        """Keyword arguments of tritonclient.
 
         Raises:
             OSError: a file cannot be read; it is found out here rather than in the first request.

@@ -79,5 +79,5 @@ class LabelSet:
 
     @cached_property
     def id(self) -> str:
-        """By which the server knows it: the sha256 of `spec`."""
+        """Name by which the server knows the set: the sha256 of `spec`."""
         return rules.spec_id(self.spec.encode("utf-8", "surrogatepass"))

@@ -1,4 +1,4 @@
-"""How a request is answered."""
+"""Options of a request, and what a server has to be sent of a label set."""
 
 from collections.abc import Mapping, Sequence
 from typing import TypedDict
@@ -53,7 +53,7 @@ class SentLabelSets:
         self._ids: set[str] = set()
 
     def parameters(self, label_set: LabelSet | None, others: Mapping[str, str]) -> dict[str, str]:
-        """Of a request: the whole set until it was sent, then its id."""
+        """Parameters of a request: with the whole set until it was sent, then with its id."""
         if label_set is None:
             return dict(others)
         if label_set.id in self._ids:
@@ -61,10 +61,10 @@ class SentLabelSets:
         return {**others, "label_set_spec": label_set.spec}
 
     def add(self, label_set: LabelSet | None) -> None:
-        """It is known there."""
+        """Note that the server knows a set."""
         if label_set is not None:
             self._ids.add(label_set.id)
 
     def forgotten(self, label_set: LabelSet) -> None:
-        """It is not known there any more."""
+        """Note that the server does not know a set any more."""
         self._ids.discard(label_set.id)

@@ -129,7 +129,7 @@ class Pipeline:
         return future
 
     def stop(self, patience: float) -> None:
-        """Begin with nothing new, and give what is in flight so many seconds. What was waiting fails."""
+        """Begin with nothing new, and give what is in flight `patience` seconds. What was waiting fails."""
         self._stopped = True
         self._threads.shutdown(wait=False)  # futures are not cancelled: that would wake nobody who waits for them
         wait(self._in_flight.copy(), timeout=patience)

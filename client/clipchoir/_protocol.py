@@ -20,7 +20,7 @@ _SCORES = ("label", "score", "scores", "encoder_scores", "error")
 
 @dataclass(frozen=True)
 class Service:
-    """What a server says of its `zero_shot`.
+    """What a server says of its model `zero_shot`.
 
     Attributes:
         encoders: names, in the order of weights.
@@ -38,7 +38,7 @@ class Service:
 
     @classmethod
     def of(cls, connection: Connection) -> "Service":
-        """Ask a server.
+        """Ask a server what it serves.
 
         Raises:
             ClipchoirError: it does not answer, or serves no `zero_shot` of clipchoir's.
@@ -90,12 +90,12 @@ class Wanted:
     classes: tuple[str, ...] = ()
 
     def outputs(self) -> tuple[str, ...]:
-        """Names of tensors."""
+        """Names of the output tensors."""
         scores = (*_SCORES, *(() if self.classes else ("classes",))) if self.scores else ("error",)
         return (*scores, *(f"{encoder}_embedding" for encoder in self.encoders if self.embeddings))
 
     def read(self, answer: grpcclient.InferResult, rows: int, url: str) -> Rows:
-        """The answer to a request of so many rows.
+        """The answer to a request of this many rows.
 
         Raises:
             ServerFailedError: it is not what was asked for.
@@ -176,7 +176,7 @@ def _strings(answer: grpcclient.InferResult, name: str, rows: int) -> list[str]:
 
 
 def _classes(answer: grpcclient.InferResult, rows: int) -> tuple[str, ...]:
-    """Of the first row: they are the same in every row, and decoding thousands of strings takes long."""
+    """Class names of the first row: they are the same in every row, and decoding thousands of strings takes long."""
     response = answer.get_response()
     for index, output in enumerate(response.outputs):
         if output.name == "classes":

@@ -50,7 +50,7 @@ class RetryingClient:
         self._asking = threading.Lock()
 
     def stop_trying(self) -> None:
-        """What fails from now on has failed."""
+        """Try nothing again from now on."""
         self._closing.set()
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from clipchoir._protocol import Service
 
 @dataclass(frozen=True)
 class ModelStatus:
-    """A model in the repository.
+    """Status of a model in the repository.
 
     Attributes:
         name, version: of the model.
@@ -35,7 +35,7 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class Status:
-    """Of a server.
+    """Status of a server.
 
     Attributes:
         url: of its gRPC endpoint.
@@ -53,7 +53,7 @@ class Status:
 
     @classmethod
     def of(cls, connection: Connection, service: Service | None) -> "Status":
-        """Ask.
+        """Ask a server for its status.
 
         Raises:
             ClipchoirError: it does not answer.

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Family:
-    """Metrics of one name, told apart by their labels. `docs/metrics.md` says what each is for.
+    """Metrics of one name, which differ in their labels. `docs/metrics.md` says what each is for.
 
     Attributes:
         name: in Prometheus.

@@ -33,7 +33,7 @@ DROPS = "0,0.0005,0.001,0.002,0.005,0.01"
 
 @dataclass(frozen=True)
 class Trial:
-    """What the accuracy is with another value of an option."""
+    """Accuracy with another value of an option."""
 
     option: str
     value: str
@@ -55,7 +55,7 @@ def evaluate(
         ),
     ] = None,
     sweep_weights: Annotated[
-        int, typer.Option(min=0, help="Try weights in so many steps from 0 to 1; 0: do not.", metavar="STEPS")
+        int, typer.Option(min=0, help="Try weights in this many steps from 0 to 1; 0: do not.", metavar="STEPS")
     ] = 0,
     sweep_drop_below: Annotated[
         str | None, typer.Option(help=f"Try values of --drop-below, as in {DROPS}.", metavar="VALUES")

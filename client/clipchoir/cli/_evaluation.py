@@ -23,7 +23,7 @@ class UnknownClassError(ClipchoirError):
 
 @dataclass
 class Evaluation:
-    """What was counted.
+    """Counts of an evaluation.
 
     Attributes:
         classes: names of the C classes.

@@ -206,7 +206,7 @@ class RowLog:
         self._file.flush()
 
     def cut(self, count: int) -> None:
-        """Keep so many rows, and drop those behind them."""
+        """Keep the first `count` rows, and drop the others."""
         self._file.seek(0)  # what was written is in the file then
         self._truncate(count, sum(map(len, islice(self._file, count))))
 

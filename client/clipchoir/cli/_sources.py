@@ -53,7 +53,7 @@ class Sources:
             yield from _listed(self._stdin) if argument == STDIN else _expanded(argument)
 
     def count(self) -> int | None:
-        """How many there are, if that can be found out without reading them."""
+        """Number of images, if that can be found out without reading them."""
         if any(argument == STDIN or _is_shard(argument) for argument in self._arguments):
             return None
         return sum(1 for _ in self)

@@ -36,13 +36,13 @@ class Rates:
     seconds: float
 
     def rate(self, name: str, **labels: str) -> float:
-        """Of a counter, summed over all its other labels. A server that was started again counts from 0."""
+        """Rate of a counter, summed over all its other labels. A server that was started again counts from 0."""
         wanted = set(labels.items())
         keys = [key for key in self.now if key[0] == name and wanted <= key[1]]
         return sum(max(0.0, self.now[key] - self.before.get(key, 0.0)) for key in keys) / self.seconds
 
     def value(self, name: str, **labels: str) -> float:
-        """Of a gauge, summed over all its other labels."""
+        """Value of a gauge, summed over all its other labels."""
         wanted = set(labels.items())
         return sum(value for key, value in self.now.items() if key[0] == name and wanted <= key[1])
 
@@ -56,7 +56,7 @@ class Rates:
         return sorted({dict(key[1])["model"] for key in self.now if key[0] == "nv_inference_count"})
 
     def mean_ms(self, kind: str, model: str) -> float | None:
-        """Of a duration per request: queue, compute_infer or request."""
+        """Mean duration per request: queue, compute_infer or request."""
         requests = self.rate("nv_inference_request_success", model=model)
         name = f"nv_inference_{kind}_duration_us"
         return self.rate(name, model=model) / requests / 1000 if requests else None
@@ -92,7 +92,7 @@ def top(
         str, typer.Option(help="The server's metrics endpoint.", envvar="CLIPCHOIR_METRICS_URL")
     ] = "http://localhost:8002/metrics",
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds between two looks.")] = 2.0,
-    count: Annotated[int | None, typer.Option(min=1, help="End after so many looks; default: with Ctrl-C.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after this many looks; default: with Ctrl-C.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Watch a server: images per second, queues, times, failures, predictions. With --json one line per look."""

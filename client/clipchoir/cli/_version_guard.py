@@ -1,4 +1,4 @@
-"""Sees to it that all rows of a run are by one version of the repository."""
+"""Makes sure that all rows of a run are by one version of the repository."""
 
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +18,7 @@ class RepositoryChangedError(ClipchoirError):
     """A server has another version of the repository than the run began with.
 
     Attributes:
-        certain: so many of the rows are of the first version.
+        certain: number of the rows that are of the first version for certain.
     """
 
     def __init__(self, message: str, certain: int) -> None:

@@ -187,7 +187,7 @@ class Page:
 
 
 def _choices(label_sets: dict[str, Any]) -> dict[str, Any]:
-    """Of the dropdown."""
+    """Label sets that the dropdown offers."""
     sets = label_sets["label_sets"].items()
     choices = [(f"{name} ({numbers['classes']} classes)", name) for name, numbers in sets]
     return {"choices": choices, "value": label_sets["default"]}
