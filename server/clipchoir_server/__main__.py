@@ -6,6 +6,7 @@ _MODULES = {
     "pytriton": "server",
     "onnxruntime": "cpu",
     "PIL": "server",
+    "psutil": "server",
     "safetensors": "server",
     "ftfy": "server",
 }

@@ -5,6 +5,7 @@ import sys
 from contextlib import suppress
 from enum import Enum
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -13,7 +14,9 @@ import typer
 from clipchoir_server.supervision import RestartLimit, keep_serving
 from clipchoir_server.triton import Address, ServerError, serving
 
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(
+    add_completion=False, pretty_exceptions_enable=False, context_settings={"help_option_names": ["-h", "--help"]}
+)
 
 
 class OnDeadStep(str, Enum):
@@ -21,6 +24,12 @@ class OnDeadStep(str, Enum):
 
     RESTART = "restart"
     EXIT = "exit"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipchoir-server {version('clipchoir')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -39,6 +48,9 @@ def serve(
     ] = OnDeadStep.RESTART,
     restarts: Annotated[int, typer.Option(min=0, help="Restarts within --restart-window before giving up.")] = 5,
     restart_window: Annotated[float, typer.Option(min=0, help="Seconds in which restarts are counted.")] = 600.0,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
 ) -> None:
     """Serve a model repository with a real tritonserver, without Docker; Ctrl-C or SIGTERM stops it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background job starts with SIGINT ignored

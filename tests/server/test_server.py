@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,14 @@ def test_a_model_that_does_not_load_is_named_with_its_own_error(
     assert f"model {model}: " in result.stderr
     assert re.search(reason, result.stderr)
     assert "serving" not in result.stdout
+
+
+def test_the_version_and_the_help_are_printed() -> None:
+    shown = run("clipchoir-server", "--version")
+    assert (shown.returncode, shown.stdout) == (0, f"clipchoir-server {version('clipchoir')}\n")
+    short, long = (run("clipchoir-server", option) for option in ("-h", "--help"))
+    assert short.returncode == 0
+    assert "--on-dead-step" in short.stdout == long.stdout
 
 
 def test_a_folder_that_is_no_repository(tmp_path: Path) -> None:
