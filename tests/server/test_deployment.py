@@ -34,7 +34,7 @@ COMPOSE, TLS = ROOT / "docker-compose.yml", ROOT / "deploy" / "compose.tls.yml"
 CANARY = ROOT / "deploy" / "canary.py"
 ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 DASHBOARD = ROOT / "deploy" / "grafana" / "dashboards" / "clipchoir.json"
-DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("deployment", "metrics")}
+DOCS = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("deployment", "metrics", "operations")}
 ADMIN_KEY = "the-key-of-this-test"
 VARIABLE = re.compile(r"\$\{(\w+)(?:(:[-?])([^}]*))?\}")
 SET_BY_LAUNCHER = {"model-repository", "backend-config", "exit-timeout-secs"}
@@ -290,7 +290,7 @@ def test_every_alert_and_event_is_documented() -> None:
     events = set()
     for source in (ROOT / "steps").rglob("*.py"):
         events |= set(re.findall(r'(?:events|Events\(.*\))\.(?:info|warn|error)\(\s*"(\w+)"', source.read_text()))
-    assert events == set(re.findall(r"^\| `(\w+)` \| `(?:preprocess|ensembling)`", DOCS["metrics"], re.MULTILINE))
+    assert events == set(re.findall(r"^\| `(\w+)` \| `(?:preprocess|ensembling)`", DOCS["operations"], re.MULTILINE))
 
 
 @pytest.mark.skipif(not shutil.which("promtool"), reason="promtool is not installed")

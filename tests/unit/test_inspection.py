@@ -93,7 +93,7 @@ def test_a_folder_of_something_else_is_no_repository(tmp_path: Path) -> None:
     assert "is no clipchoir repository" in found.stderr
 
 
-def test_the_readme_has_the_table_that_the_command_prints() -> None:
+def test_the_docs_have_the_table_that_the_command_prints() -> None:
     printed = run("clipchoir-export", "list", "--markdown")
     assert printed.returncode == 0, printed.stderr
     assert printed.stdout in (ROOT / "docs" / "export.md").read_text()
