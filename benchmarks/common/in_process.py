@@ -30,6 +30,7 @@ from rich.progress import track
 from threadpoolctl import threadpool_limits
 
 from clipchoir_server.backend.micro_batches import ROWS
+from clipchoir_steps import layout
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
 from clipchoir_steps.preprocess.batch import Batch, Decoder
 from clipchoir_steps.preprocess.decode import Limits
@@ -149,9 +150,9 @@ class InProcess:
 
 def encoder_names(repository: Path) -> list[str]:
     """In the order of the ensemble."""
-    config = (repository / "zero_shot" / "config.pbtxt").read_text()
-    marker = 'key: "encoders" value { string_value: "'
-    return config.partition(marker)[2].partition('"')[0].split(",")
+    return layout.config_parameters(layout.read_config(repository / layout.ZERO_SHOT / layout.CONFIG))[
+        "encoders"
+    ].split(",")
 
 
 def ways(quick: bool) -> list[Way]:

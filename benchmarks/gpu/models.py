@@ -11,10 +11,10 @@ from pathlib import Path
 
 from rich.console import Console
 
-from clipchoir_export.build.publishing import newest, read_manifest
 from clipchoir_export.families.registry import image_skeleton
 from clipchoir_export.onnx.graph import DTYPES
 from clipchoir_export.spec import EncoderSpec, Precision, checkpoint_path, find_ensemble, load_ensemble
+from clipchoir_steps.layout import is_repository, newest, read_manifest
 
 _MARGIN = 2_000_000_000  # bytes of disk
 # Of the card, beside the weights: CUDA's own, and an estimate of what an image takes in the largest encoder.
@@ -145,7 +145,7 @@ class Pair:
 
     @property
     def is_built(self) -> bool:
-        return (self.repository / "zero_shot" / "config.pbtxt").is_file()
+        return is_repository(self.repository)
 
     def needed_bytes(self) -> int:
         """Of disk, for what is not there yet."""

@@ -33,7 +33,7 @@ from benchmarks.gpu.results import Bench, Rate
 from benchmarks.gpu.runs import Run, RunError
 from benchmarks.gpu.served import measure_served, test_pixels
 from clipchoir import ClipchoirError
-from clipchoir_export.errors import ExportError
+from clipchoir_export.errors import REPORTED
 from clipchoir_server.triton import ServerError
 
 ROOT = Path(__file__).parents[2]
@@ -225,7 +225,7 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; the same command goes on from here", style="yellow")
         code = 130
-    except (CardError, ModelsError, ServerError, ClipchoirError, ExportError, OSError) as error:
+    except (CardError, ModelsError, ServerError, ClipchoirError, *REPORTED, OSError) as error:
         console.print(str(error), style="red", markup=False)
         code = 1
     if bench is not None and models is not None:

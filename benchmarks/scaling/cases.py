@@ -13,9 +13,9 @@ import numpy as np
 
 from benchmarks.common.fixtures import DEMO, build
 from benchmarks.common.in_process import encoder_names
-from clipchoir_export.build.publishing import CONFIG, newest, read_manifest
 from clipchoir_server.triton import ServerError
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
+from clipchoir_steps.layout import CONFIG, ENSEMBLING, label_set_file, newest, read_manifest
 
 BATCH = 8  # images per request, where nothing else is said
 SIDE = 224
@@ -73,10 +73,10 @@ class LabelSet:
         Raises:
             ServerError: this is no repository.
         """
-        folder = newest(repository / "ensembling")
+        folder = newest(repository / ENSEMBLING)
         if folder is None:
             raise ServerError(f"{repository} has no ensembling; build it with: make demo")
-        file = folder / "label_sets" / f"{self.name}.safetensors"
+        file = label_set_file(folder, self.name)
         if file.exists():
             return
         encoders = read_manifest(folder)["encoders"]

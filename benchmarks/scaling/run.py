@@ -29,7 +29,7 @@ from benchmarks.scaling.cases import Axis, Case, Series, series_of
 from benchmarks.scaling.report import tables
 from benchmarks.service.bench import machine
 from clipchoir import ClipchoirError
-from clipchoir_export.errors import ExportError
+from clipchoir_export.errors import REPORTED
 from clipchoir_server.triton import Address, ServerError, Triton, serving
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -197,7 +197,7 @@ def main(
     except KeyboardInterrupt:
         console.print("interrupted; this was measured until then", style="yellow")
         code = 130
-    except (ServerError, PerfAnalyzerError, ClipchoirError, ExportError) as error:
+    except (ServerError, PerfAnalyzerError, ClipchoirError, *REPORTED) as error:
         console.print(str(error), style="red", markup=False)
         code = 1
     content = {

@@ -25,7 +25,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from clipchoir_export.errors import ExportError
+from clipchoir_export.errors import REPORTED
 from clipchoir_export.spec import find_ensemble, load_ensemble, read_label_set
 
 app = typer.Typer(
@@ -235,6 +235,6 @@ def _reporting() -> Iterator[None]:
     """Errors that a user can act on become their message and exit code 1."""
     try:
         yield
-    except (ExportError, OSError) as error:
+    except (*REPORTED, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from error

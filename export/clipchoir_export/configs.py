@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
+from clipchoir_steps.layout import CONFIG, STEPS, ZERO_SHOT, text_model
 from clipchoir_steps.preprocess.probe import MADE_BY, pixels_digest
 from clipchoir_steps.scoring.outputs import public_outputs
 
@@ -74,10 +75,8 @@ def render_configs(
         if set(text_encoders) >= architectures.keys()
         else "",
     }
-    templates = {name: f"{name}.pbtxt.j2" for name in ("preprocess", "ensembling", "label_sets", "zero_shot")}
-    configs = {
-        Path(name) / "config.pbtxt": load_template(template).render(context) for name, template in templates.items()
-    }
+    templates = {name: f"{name}.pbtxt.j2" for name in (*STEPS, ZERO_SHOT)}
+    configs = {Path(name) / CONFIG: load_template(template).render(context) for name, template in templates.items()}
     serving = spec.serving
     for encoder in spec.encoders:
         context.update(encoder=encoder, architecture=architectures[encoder.name], precision=encoder.precision)
@@ -97,7 +96,7 @@ def _with_variant(model: str, template: Template, context: Mapping[str, Any], gp
     if context["precision"] == "int8":  # GPUs have no such products
         anywhere = gpus = ()
     return {
-        Path(model) / "config.pbtxt": template.render(context, gpus=anywhere),
+        Path(model) / CONFIG: template.render(context, gpus=anywhere),
         Path(model) / "configs" / "gpu.pbtxt": template.render(context, gpus=gpus),
     }
 
@@ -105,11 +104,6 @@ def _with_variant(model: str, template: Template, context: Mapping[str, Any], gp
 def load_template(name: str) -> Template:
     """A template of this package."""
     return _TEMPLATES.get_template(name)
-
-
-def text_model(encoder: str) -> str:
-    """Name of the Triton model of an encoder's text tower."""
-    return f"{encoder}_text"
 
 
 def _pixel_digests(spec: EnsembleSpec, architectures: Mapping[str, Architecture]) -> str:

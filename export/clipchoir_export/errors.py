@@ -3,13 +3,17 @@
 ExportError
 ├── SpecError          an ensemble spec or a label set is wrong: names the file and the key
 ├── CheckpointError    a checkpoint is missing, incomplete or of another architecture
-├── VerificationError  the exported encoder disagrees with its PyTorch original
-└── RepositoryError    the repository folder cannot be written
+└── VerificationError  the exported encoder disagrees with its PyTorch original
+RepositoryError        a repository is damaged or cannot be written; `clipchoir_steps.layout` has it for all
 """
+
+from clipchoir_steps.layout import RepositoryError
+
+__all__ = ["REPORTED", "CheckpointError", "ExportError", "RepositoryError", "SpecError", "VerificationError"]
 
 
 class ExportError(Exception):
-    """Base of every error that `clipchoir-export` reports."""
+    """Base of the errors of exporting itself."""
 
 
 class SpecError(ExportError):
@@ -24,5 +28,5 @@ class VerificationError(ExportError):
     """An exported encoder does not compute what its checkpoint computes."""
 
 
-class RepositoryError(ExportError):
-    """A repository cannot be written where it was asked for."""
+REPORTED = (ExportError, RepositoryError)
+"""Errors whose message is all that a user needs."""

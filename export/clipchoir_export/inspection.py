@@ -1,6 +1,5 @@
 """What is in a repository, and whether it is complete and belongs together."""
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,13 +7,26 @@ from typing import Any
 
 import onnx_ir as ir
 
-from clipchoir_export.build.encoder import ENSEMBLING, IMAGE_ENCODER, TEXT_ENCODER, added_label_sets, label_set_file
-from clipchoir_export.build.publishing import CONFIG, newest, read_manifest, versions
-from clipchoir_export.build.repository import LABEL_SETS, PREPROCESS, ZERO_SHOT
-from clipchoir_export.configs import text_model
+from clipchoir_export.build.encoder import IMAGE_ENCODER, TEXT_ENCODER
 from clipchoir_export.errors import RepositoryError
-from clipchoir_export.onnx.files import MODEL
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
+from clipchoir_steps.layout import (
+    CONFIG,
+    ENSEMBLING,
+    ENTRY_POINT,
+    MODEL,
+    STEPS,
+    ZERO_SHOT,
+    added_label_sets,
+    config_parameters,
+    is_repository,
+    label_set_file,
+    newest,
+    read_config,
+    read_manifest,
+    text_model,
+    versions,
+)
 
 HEADINGS = ("model", "version", "size", "precision", "parameters", "fingerprint", "agreement")
 
@@ -76,7 +88,7 @@ def inspect(repository: Path) -> Inspection:
     Raises:
         RepositoryError: the folder is no clipchoir repository.
     """
-    if not (repository / ZERO_SHOT / CONFIG).is_file():
+    if not is_repository(repository):
         raise RepositoryError(f"{repository} is no clipchoir repository: there is no {ZERO_SHOT}/{CONFIG}")
     found = Inspection()
     for model in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
@@ -130,19 +142,24 @@ def _onnx_problems(version: Path) -> Iterator[str]:
 
 
 def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
-    for name in (PREPROCESS, ENSEMBLING, LABEL_SETS):
-        if newest(repository / name) is None or not (newest(repository / name) / "model.py").is_file():  # type: ignore[operator]
-            yield f"{name}: has no model.py"
+    steps = {name: newest(repository / name) for name in STEPS}
+    for name, version in steps.items():
+        if version is None or not (version / ENTRY_POINT).is_file():
+            yield f"{name}: has no {ENTRY_POINT}"
     served = {each.model: each.manifest for each in found.models if each.served}
     ensembling = served.get(ENSEMBLING, {})
-    if not ensembling.get("encoders"):
+    version = steps[ENSEMBLING]
+    if version is None or not ensembling.get("encoders"):
         yield f"{ENSEMBLING}: does not say which encoders it belongs to; build the repository again"
         return
-    config = (repository / ZERO_SHOT / CONFIG).read_text(encoding="utf-8")
-    named = re.search(r'"repository_version" value \{ string_value: "(\w+)"', config)
-    if named and named[1] != ensembling.get("repository_version"):
+    try:
+        named = config_parameters(read_config(repository / ZERO_SHOT / CONFIG)).get("repository_version")
+    except RepositoryError as error:
+        yield str(error)
+        return
+    if named and named != ensembling.get("repository_version"):
         yield (
-            f"{ZERO_SHOT}: its config is of version {named[1]} of the repository, and {ENSEMBLING} of "
+            f"{ZERO_SHOT}: its config is of version {named} of the repository, and {ENSEMBLING} of "
             f"{ensembling.get('repository_version')}; after a roll-back, build the older ensemble again: it writes the "
             "configs alone"
         )
@@ -155,10 +172,9 @@ def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
                     f"{model}: serves {str(actual)[:12]}, {ENSEMBLING} belongs to {fingerprint[:12]}; "
                     "serve versions of one build, or build again"
                 )
-    added = added_label_sets(newest(repository / ENSEMBLING), ensembling["label_sets"])
-    for name in [*ensembling["label_sets"], *(path.stem for path in added)]:
+    for name in [*ensembling["label_sets"], *added_label_sets(version, ensembling["label_sets"])]:
         try:
-            stored = EmbeddedLabelSet.load(label_set_file(newest(repository / ENSEMBLING), name), fingerprints)
+            stored = EmbeddedLabelSet.load(label_set_file(version, name), fingerprints)
             found.label_sets[name] = list(stored.classes)
         except LabelSetFileError as error:
             yield str(error)

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from clipchoir_export.errors import SpecError
 from clipchoir_export.resources import resource
 from clipchoir_steps.label_sets.spec import LabelSet, LabelSetError
+from clipchoir_steps.layout import STEPS, ZERO_SHOT
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -19,7 +20,7 @@ else:
     import tomli as tomllib
 
 _NAMES_TAKEN = re.compile(
-    "preprocess|ensembling|zero_shot|label_sets"  # models of the repository
+    f"{'|'.join((*STEPS, ZERO_SHOT))}"  # models of the repository
     "|image|pixels.*|status|label|scores?|classes|encoder_scores|error"  # tensors of the ensemble
     "|.*_(embedding|text|fingerprint)"  # what is named after an encoder
 )

@@ -1,13 +1,10 @@
 """What the launcher reads of a model repository before it serves it."""
 
 import shutil
-from contextlib import suppress
 from pathlib import Path
 
-from google.protobuf import text_format
-from tritonclient.grpc import model_config_pb2
-
 from clipchoir_server.errors import ServerError
+from clipchoir_steps.layout import CONFIG, ZERO_SHOT, RepositoryError, config_parameters, is_repository, read_config
 
 STEP_SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
 SHM = Path("/dev/shm")  # noqa: S108
@@ -23,14 +20,14 @@ def check_repository(repository: Path, config_name: str | None) -> None:
     Raises:
         ServerError: it is no repository, has no such variant, or /dev/shm is too small for it.
     """
-    if not (repository / "zero_shot" / "config.pbtxt").is_file():
+    if not is_repository(repository):
         raise ServerError(f"{repository} is not a clipchoir repository; build one with: clipchoir-export build demo")
     variants = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if config_name is not None and config_name not in variants:
         raise ServerError(
             f"no model of {repository} has a configs/{config_name}.pbtxt; there is {', '.join(variants) or 'none'}"
         )
-    models = len(list(repository.glob("*/config.pbtxt"))) - 1  # zero_shot has no process
+    models = len(list(repository.glob(f"*/{CONFIG}"))) - 1  # `zero_shot` has no process
     needed = 2 * models * STEP_SHARED_MEMORY  # Triton may start two processes for a model
     free = shutil.disk_usage(SHM).free
     if free < needed:
@@ -46,8 +43,8 @@ def thread_defaults(repository: Path, cores: int) -> dict[str, str]:
     A large batch keeps all cores busy part by part. Threads within a part are for single images on idle servers, where
     the encoders run side by side.
     """
-    config = model_config_pb2.ModelConfig()
-    with suppress(text_format.ParseError, OSError, UnicodeDecodeError):  # Triton says it better
-        text_format.Parse((repository / "zero_shot" / "config.pbtxt").read_text(), config)
-    encoders = len(config.parameters["encoders"].string_value.split(","))
+    try:
+        encoders = len(config_parameters(read_config(repository / ZERO_SHOT / CONFIG))["encoders"].split(","))
+    except (RepositoryError, KeyError):  # Triton says it better
+        encoders = 1
     return {"CLIPCHOIR_SESSION_THREADS": str(max(1, cores // encoders)), "OPENBLAS_NUM_THREADS": "1"}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from clipchoir_steps.label_sets import query
+from clipchoir_steps.layout import ENSEMBLING
 
 
 class ModelCallError(Exception):
@@ -38,4 +39,4 @@ def ask(pb_utils: Any, question: query.Query) -> bytes:
         ModelCallError: it does not answer.
     """
     text = np.array([[query.encode(question)]], np.object_)
-    return bytes(call(pb_utils, "ensembling", {"query": text}, "answer").flat[0])
+    return bytes(call(pb_utils, ENSEMBLING, {"query": text}, "answer").flat[0])

@@ -1,8 +1,9 @@
 """Whether the image encoders beside `ensembling` are those that its label sets were embedded by."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+
+from clipchoir_steps.layout import CONFIG, RepositoryError, newest, read_config, read_manifest
 
 
 def mismatch(repository: Path, fingerprints: Mapping[str, str]) -> str | None:
@@ -16,18 +17,16 @@ def mismatch(repository: Path, fingerprints: Mapping[str, str]) -> str | None:
         fingerprints: of the encoders that are needed, by name.
     """
     for encoder, needed in fingerprints.items():
-        model = repository / encoder
         try:
-            numbers = [int(path.name) for path in model.iterdir() if path.name.isdecimal()]
-            if not numbers or "version_policy" in (model / "config.pbtxt").read_text(encoding="utf-8"):
+            version = newest(repository / encoder)
+            if version is None or read_config(repository / encoder / CONFIG).HasField("version_policy"):
                 continue
-            manifest = (model / str(max(numbers)) / "manifest.json").read_text(encoding="utf-8")
-            found = json.loads(manifest).get("fingerprint", needed)
-        except (OSError, ValueError, AttributeError):
+            found = read_manifest(version).get("fingerprint", needed)
+        except (RepositoryError, OSError):
             continue
         if found != needed:
             return (
-                f"{encoder}/{max(numbers)} is of the checkpoint {str(found)[:12]}, and the label sets here were "
+                f"{encoder}/{version.name} is of the checkpoint {str(found)[:12]}, and the label sets here were "
                 f"embedded by {needed[:12]}: serve versions of one build (clipchoir-export inspect lists them), or "
                 "build the repository again"
             )

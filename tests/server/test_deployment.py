@@ -1,5 +1,6 @@
 """docker-compose.yml and deploy/ against the compose schema, the project's files, and a real tritonserver."""
 
+import ast
 import base64
 import json
 import os
@@ -119,11 +120,15 @@ def test_every_mounted_path_and_build_file_is_in_the_project() -> None:
 
 
 def test_the_images_install_what_the_python_steps_import() -> None:
-    installed = set(re.findall(r'"(\w+)>=', (ROOT / "deploy" / "Dockerfile").read_text()))
+    installed = set(re.findall(r'"(\w+)(?:\[\w+\])?>=', (ROOT / "deploy" / "Dockerfile").read_text()))
     imported = set()
     for source in (ROOT / "steps").rglob("*.py"):
-        imported |= set(re.findall(r"^(?:from|import) (\w+)", source.read_text(), re.MULTILINE))
-    packages = {"PIL": "pillow"}
+        for node in ast.walk(ast.parse(source.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {each.name.partition(".")[0] for each in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                imported.add(node.module.partition(".")[0])
+    packages = {"PIL": "pillow", "google": "protobuf"}
     third_party = imported - set(sys.stdlib_module_names) - {"clipchoir_steps", "triton_python_backend_utils"}
     assert {packages.get(name, name) for name in third_party} == installed
 

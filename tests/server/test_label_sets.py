@@ -299,10 +299,10 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
     from rich.progress import Progress
 
     from clipchoir_export.build import label_sets as label_set_embedding
-    from clipchoir_export.build.publishing import read_manifest
     from clipchoir_export.errors import RepositoryError
     from clipchoir_export.spec import read_label_set
     from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
+    from clipchoir_steps.layout import read_manifest
 
     copy = tmp_path / "repository"
     shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("model.onnx.data", "*.safetensors"))

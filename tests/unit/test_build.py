@@ -16,7 +16,6 @@ from safetensors.numpy import load_file
 
 from clipchoir_export.build import encoder as encoder_build
 from clipchoir_export.build.encoder import BuildOptions
-from clipchoir_export.build.publishing import newest
 from clipchoir_export.build.repository import build_repository
 from clipchoir_export.errors import CheckpointError, RepositoryError, VerificationError
 from clipchoir_export.inspection import inspect
@@ -24,6 +23,7 @@ from clipchoir_export.onnx.modules import ServedImageEncoder
 from clipchoir_export.spec import load_ensemble
 from clipchoir_server.triton import Address, serving
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.layout import newest
 from tests.conftest import BIN, HEEDING_CTRL_C, encoded, infer, noise, run
 from tests.support import checkpoints
 

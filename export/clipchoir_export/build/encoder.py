@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -18,10 +18,8 @@ from safetensors.numpy import load_file, save
 
 import clipchoir_export
 from clipchoir_export import costs
-from clipchoir_export.build.publishing import newest, next_version, read_manifest
 from clipchoir_export.build.staging import Staging
 from clipchoir_export.build.verification import Evidence, VerifyLevel, batches_for, verify_image_encoder
-from clipchoir_export.configs import text_model
 from clipchoir_export.errors import RepositoryError, VerificationError
 from clipchoir_export.families.registry import Encoder
 from clipchoir_export.onnx.files import Written, weight_bytes, write_model
@@ -32,9 +30,9 @@ from clipchoir_export.text import distinct_prompts, embed_prompts
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH, PromptTokenizer
+from clipchoir_steps.layout import ENSEMBLING, label_set_file, newest, next_version, read_manifest, text_model
 from clipchoir_steps.scoring.formula import class_embeddings
 
-ENSEMBLING = "ensembling"
 IMAGE_ENCODER, TEXT_ENCODER = "image_encoder", "text_encoder"
 EVIDENCE = "verification.safetensors"
 _KEPT_EVIDENCE = 8  # images
@@ -213,11 +211,15 @@ class EncoderBuild:
         self, label_sets: Sequence[LabelSet], fingerprint: str
     ) -> Mapping[str, NDArray[np.float32]] | None:
         """The embeddings that the repository has, if they are of this very encoder and of all these prompts."""
+        ensembling = newest(self.target / ENSEMBLING)
+        if ensembling is None:
+            return None
         found = {}
         for label_set in label_sets:
-            path = label_set_file(newest(self.target / ENSEMBLING), label_set.name)
             try:
-                stored = EmbeddedLabelSet.load(path, {self.spec.name: fingerprint})
+                stored = EmbeddedLabelSet.load(
+                    label_set_file(ensembling, label_set.name), {self.spec.name: fingerprint}
+                )
             except LabelSetFileError:
                 return None
             if list(stored.prompts) != label_set.prompts():
@@ -320,18 +322,6 @@ class EncoderBuild:
 
     def _task(self, description: str, unit: str, total: int | None) -> TaskID:
         return self.progress.add_task(description, total=total, unit=unit)
-
-
-def label_set_file(ensembling: Path | None, name: str) -> Path:
-    """Where a version of `ensembling` keeps a label set."""
-    return (ensembling or Path("nowhere")) / "label_sets" / f"{name}.safetensors"
-
-
-def added_label_sets(ensembling: Path | None, from_spec: Collection[str]) -> list[Path]:
-    """Files of label sets that a version of `ensembling` has beside those of its spec."""
-    folder = label_set_file(ensembling, "any").parent
-    files = sorted(folder.glob("[!.]*.safetensors")) if folder.is_dir() else []
-    return [path for path in files if path.stem not in from_spec]
 
 
 def digest(content: object) -> str:

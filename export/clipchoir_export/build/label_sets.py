@@ -9,17 +9,15 @@ import onnxruntime
 from numpy.typing import NDArray
 from rich.progress import Progress, TaskID
 
-from clipchoir_export.build.encoder import ENSEMBLING, digest, label_set_file
-from clipchoir_export.build.publishing import newest, read_manifest
-from clipchoir_export.configs import text_model
+from clipchoir_export.build.encoder import digest
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.locking import exclusively
-from clipchoir_export.onnx.files import MODEL
 from clipchoir_export.text import BATCH
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.text_encoder import PromptEmbedder
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.layout import ENSEMBLING, MODEL, TOKENIZER, label_set_file, newest, read_manifest, text_model
 
 
 def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -> tuple[Path, bool]:
@@ -75,7 +73,7 @@ def _embed(
     embedder = PromptEmbedder(
         {name: text_model(name) for name in graphs},
         fingerprints,
-        PromptTokenizer(ensembling / "tokenizer.json"),
+        PromptTokenizer(ensembling / TOKENIZER),
         lambda model, tokens: runs[model].encode(tokens),
     )
     embedder.embed(label_set, BATCH).save(file)

@@ -6,56 +6,11 @@ gives up again when the folder goes or the model's `version_policy` names anothe
 
 import contextlib
 import filecmp
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from clipchoir_export.errors import RepositoryError
-
-MANIFEST = "manifest.json"
-CONFIG = "config.pbtxt"
-
-
-def versions(model: Path) -> list[int]:
-    """Version numbers of a model's folder, oldest first."""
-    if not model.is_dir():
-        return []
-    return sorted(int(path.name) for path in model.iterdir() if path.is_dir() and path.name.isdecimal())
-
-
-def newest(model: Path) -> Path | None:
-    """Folder of the version that Triton serves by default."""
-    numbers = versions(model)
-    return model / str(numbers[-1]) if numbers else None
-
-
-def next_version(model: Path) -> str:
-    """Name of the folder for a new version."""
-    return str(max(versions(model), default=0) + 1)
-
-
-def read_manifest(version: Path | None) -> dict[str, Any]:
-    """What a version's `manifest.json` says; empty if there is none.
-
-    Raises:
-        RepositoryError: it is damaged.
-    """
-    if version is None or not (version / MANIFEST).is_file():
-        return {}
-    try:
-        content = json.loads((version / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RepositoryError(f"{version / MANIFEST}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise RepositoryError(f"{version / MANIFEST}: is not a manifest; remove {version} and build again")
-    return content
-
-
-def write_manifest(version: Path, content: dict[str, Any]) -> None:
-    """Write `manifest.json` into a version that is not published so far."""
-    (version / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+from clipchoir_steps.layout import versions
 
 
 def holds_sources(version: Path, sources: Mapping[str, Path]) -> bool:

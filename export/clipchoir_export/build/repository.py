@@ -10,25 +10,14 @@ from rich.progress import Progress
 
 import clipchoir_steps
 from clipchoir_export.build.encoder import (
-    ENSEMBLING,
     BuildOptions,
     BuiltEncoder,
     EncoderBuild,
     ModelVersion,
-    added_label_sets,
     build_tools,
     digest,
-    label_set_file,
 )
-from clipchoir_export.build.publishing import (
-    holds_sources,
-    newest,
-    next_version,
-    publish,
-    read_manifest,
-    versions,
-    write_manifest,
-)
+from clipchoir_export.build.publishing import holds_sources, publish
 from clipchoir_export.build.staging import Staging
 from clipchoir_export.configs import Identity, render_configs
 from clipchoir_export.errors import RepositoryError
@@ -40,9 +29,25 @@ from clipchoir_export.text import write_tokenizer
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.layout import (
+    ENSEMBLING,
+    ENTRY_POINT,
+    LABEL_SETS,
+    PREPROCESS,
+    TOKENIZER,
+    ZERO_SHOT,
+    added_label_sets,
+    is_repository,
+    label_set_file,
+    label_sets_folder,
+    newest,
+    next_version,
+    read_manifest,
+    versions,
+    write_manifest,
+)
 from clipchoir_steps.preprocess.probe import pixels_digest
 
-ZERO_SHOT, PREPROCESS, LABEL_SETS = "zero_shot", "preprocess", "label_sets"
 _TREE = "publish"
 
 
@@ -71,7 +76,7 @@ def build_repository(
     _check_compatible(target, architectures)
     try:
         with Staging.beside(target) as staging:
-            tokenizer_file = staging.folder / "tokenizer.json"
+            tokenizer_file = staging.folder / TOKENIZER
             write_tokenizer(tokenizer_file)
             tokenizer = PromptTokenizer(tokenizer_file)
             built = {
@@ -116,14 +121,14 @@ def write_source(
 
 
 def _entry_point(step: str) -> Path:
-    return resource("model_repository") / step / "1" / "model.py"
+    return resource("model_repository") / step / "1" / ENTRY_POINT
 
 
 def step_sources(step: str) -> dict[str, Path]:
     """The Python of a step, by its path in the version folder: `model.py`, and beside it all of `clipchoir_steps`."""
     package = Path(clipchoir_steps.__file__).parent
     modules = {str(path.relative_to(package.parent)): path for path in sorted(package.rglob("*.py"))}
-    return {"model.py": _entry_point(step), **modules}
+    return {ENTRY_POINT: _entry_point(step), **modules}
 
 
 def _assemble(
@@ -158,7 +163,7 @@ def _assemble(
     if is_new:
         folder = tree / ENSEMBLING / version
         copy_step(ENSEMBLING, folder)
-        shutil.copyfile(tokenizer_file, folder / "tokenizer.json")
+        shutil.copyfile(tokenizer_file, folder / TOKENIZER)
         _write_label_sets(label_sets, built, folder)
         _keep_added_label_sets(newest(target / ENSEMBLING), folder, fingerprints)
         encoder_list = {name: {"version": model.version, **identities[name]} for name, model in image_encoders.items()}
@@ -204,26 +209,27 @@ def copy_step(step: str, folder: Path) -> None:
 
 
 def _write_label_sets(label_sets: Sequence[LabelSet], built: Mapping[str, BuiltEncoder], folder: Path) -> None:
+    label_sets_folder(folder).mkdir()
     for label_set in label_sets:
-        path = label_set_file(folder, label_set.name)
-        path.parent.mkdir(exist_ok=True)
         EmbeddedLabelSet(
             classes=label_set.classes,
             prompts=tuple(label_set.prompts()),
             prompt_counts=np.array(label_set.prompt_counts()),
             embeddings={name: encoder.embeddings[label_set.name] for name, encoder in built.items()},
             fingerprints={name: encoder.fingerprint for name, encoder in built.items()},
-        ).save(path)
+        ).save(label_set_file(folder, label_set.name))
 
 
 def _keep_added_label_sets(current: Path | None, folder: Path, fingerprints: Mapping[str, str]) -> None:
     """Take over the label sets that were added to the current version since it was built, where they still fit."""
+    if current is None:
+        return
     from_spec = read_manifest(current).get("label_sets", [])
-    for path in added_label_sets(current, from_spec):
+    for name, path in added_label_sets(current, from_spec).items():
         with contextlib.suppress(LabelSetFileError):
             EmbeddedLabelSet.load(path, fingerprints)
-            if not label_set_file(folder, path.stem).exists():
-                shutil.copyfile(path, label_set_file(folder, path.stem))
+            if not label_set_file(folder, name).exists():
+                shutil.copyfile(path, label_set_file(folder, name))
 
 
 def _check_target(target: Path) -> None:
@@ -231,7 +237,7 @@ def _check_target(target: Path) -> None:
         return
     if not target.is_dir():
         raise RepositoryError(f"{target} is a file; --repository must name a folder")
-    if any(target.iterdir()) and not (target / ZERO_SHOT / "config.pbtxt").is_file():
+    if any(target.iterdir()) and not is_repository(target):
         raise RepositoryError(
             f"{target} holds something else than a clipchoir repository; choose another --repository or empty it"
         )

@@ -17,8 +17,9 @@ from torch import nn
 
 from clipchoir_export.errors import VerificationError
 from clipchoir_export.families.towers import Architecture, Tower
-from clipchoir_export.onnx.files import MODEL, open_session
+from clipchoir_export.onnx.files import open_session
 from clipchoir_export.spec import Precision
+from clipchoir_steps.layout import MODEL
 
 VerifyLevel = Literal["full", "sample", "off"]
 MIN_COSINE: Mapping[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999, "int8": 0.99}

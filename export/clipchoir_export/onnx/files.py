@@ -10,8 +10,9 @@ import onnx_ir as ir
 import onnxruntime
 
 from clipchoir_export.onnx.weights import Weight
+from clipchoir_steps.layout import MODEL
 
-MODEL, DATA = "model.onnx", "model.onnx.data"
+DATA = f"{MODEL}.data"
 _INLINE_UP_TO = 64 << 20  # bytes of weights in model.onnx itself; one file is easier to handle
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay in model.onnx
 _IN_FLIGHT = 512 << 20  # bytes of weights in memory while writing

@@ -16,16 +16,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from tritonclient.grpc import model_config_pb2
 
-from clipchoir_export.build.encoder import ENSEMBLING, EVIDENCE, IMAGE_ENCODER, TEXT_ENCODER, label_set_file
-from clipchoir_export.build.publishing import CONFIG, MANIFEST, newest, read_manifest
+from clipchoir_export.build.encoder import EVIDENCE, IMAGE_ENCODER, TEXT_ENCODER
 from clipchoir_export.build.verification import MIN_COSINE
-from clipchoir_export.configs import load_template, text_model
+from clipchoir_export.configs import load_template
 from clipchoir_export.errors import RepositoryError
 from clipchoir_export.inspection import inspect
 from clipchoir_export.spec import Precision
 from clipchoir_export.tensorrt import engine_check
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
+from clipchoir_steps.layout import (
+    CONFIG,
+    ENSEMBLING,
+    MANIFEST,
+    TOKENIZER,
+    label_set_file,
+    newest,
+    read_config,
+    read_manifest,
+    text_model,
+)
 
 FOLDER = "tensorrt"  # Triton takes folders whose names are numbers, and no others
 VARIANT = Path("configs") / "tensorrt.pbtxt"  # where Triton looks for --model-config-name=tensorrt
@@ -104,7 +114,7 @@ def _files(repository: Path, model: str, manifest: Mapping[str, Any], opt_batch:
         )
     version = newest(repository / model)
     assert version is not None  # noqa: S101  it has a manifest
-    config = _read_config(repository / model / CONFIG)
+    config = read_config(repository / model / CONFIG)
     if manifest["kind"] == IMAGE_ENCODER:
         answers = _pictures(version, manifest)
     else:
@@ -157,13 +167,6 @@ def _script(config: Any, version: str, manifest: Mapping[str, Any], rows: int, o
     return script.encode()
 
 
-def _read_config(path: Path) -> Any:
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-    except text_format.ParseError as error:
-        raise RepositoryError(f"{path} is no Triton config: {error}") from error
-
-
 def _pictures(folder: Path, manifest: Mapping[str, Any]) -> Answers:
     """Test images of the build's verification, as the checkpoint embedded them."""
     if not manifest["verification"]:
@@ -188,7 +191,7 @@ def _prompts(repository: Path, model: str, manifest: Mapping[str, Any]) -> Answe
     encoder = encoders[model]
     label_set = label_set_file(ensembling, known["label_sets"][0])
     stored = EmbeddedLabelSet.load(label_set, {encoder: manifest["fingerprint"]})
-    tokens = PromptTokenizer(ensembling / "tokenizer.json")(list(stored.prompts))  # (P, 77)
+    tokens = PromptTokenizer(ensembling / TOKENIZER)(list(stored.prompts))  # (P, 77)
     distinct = np.sort(np.unique(tokens, axis=0, return_index=True)[1])
     chosen = distinct[np.linspace(0, len(distinct) - 1, min(_PROMPTS, len(distinct)), dtype=int)]
     return Answers(tokens[chosen], stored.embeddings[encoder][chosen], MIN_COSINE[manifest["precision"]])

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
+from clipchoir_steps.layout import label_set_files
 
 _ID = re.compile("[0-9a-f]{64}")
 _SUFFIX = ".safetensors"
@@ -54,7 +55,7 @@ class NamedLabelSets:
     def refresh(self) -> None:
         """Read what is new in the folder. A file that cannot be used leaves what was there before in its place."""
         with self._lock:
-            present = {path.stem: path for path in self._folder.glob(f"*{_SUFFIX}") if not path.name.startswith(".")}
+            present = label_set_files(self._folder)
             for name, path in present.items():
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()

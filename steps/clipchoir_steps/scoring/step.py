@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
-from clipchoir_steps import bls, metrics
+from clipchoir_steps import bls, layout, metrics
 from clipchoir_steps.deferred import DeferredBatches, failure, send
 from clipchoir_steps.encoder_versions import mismatch
 from clipchoir_steps.events import Events
@@ -41,7 +41,6 @@ from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
 from clipchoir_steps.scoring.options import LABEL_SET, LABEL_SET_SPEC, OptionError, Options, Scoring
 from clipchoir_steps.scoring.outputs import Scored, make_outputs, public_outputs, score_batch
 
-_STEP = "ensembling"
 _CODES = {  # names: Triton adds its part to `pb_utils` after this module is imported
     OptionError: "INVALID_ARG",
     LabelSetError: "INVALID_ARG",
@@ -70,8 +69,8 @@ class EnsemblingStep:
         )
         self.defaults = Options(parameters["default_label_set"], Scoring.of(parameters, self.encoders))
         self.metrics = metrics.Metrics(pb_utils)
-        self.events = Events(pb_utils, _STEP)
-        self.named = NamedLabelSets(folder / "label_sets", fingerprints, self.defaults.label_set, self._warn)
+        self.events = Events(pb_utils, layout.ENSEMBLING)
+        self.named = NamedLabelSets(layout.label_sets_folder(folder), fingerprints, self.defaults.label_set, self._warn)
         if problem := mismatch(folder.parent.parent, fingerprints):
             raise pb_utils.TritonModelException(problem)
         self.ad_hoc = AdHocLabelSets(
@@ -82,7 +81,7 @@ class EnsemblingStep:
             log=self._warn,
         )
         models = dict(part.split("=") for part in parameters["text_encoders"].split(",") if part)
-        tokenizer = PromptTokenizer(folder / "tokenizer.json")
+        tokenizer = PromptTokenizer(folder / layout.TOKENIZER)
         self.resolver = Resolver(
             self.named,
             self.ad_hoc,
@@ -94,7 +93,7 @@ class EnsemblingStep:
         self.metrics.add(metrics.PROMPTS_EMBEDDED, 0)
         self._show_sizes()
         self._warm_up(config["max_batch_size"])
-        self.batches = DeferredBatches(pb_utils, _STEP, self.metrics, self._responses)
+        self.batches = DeferredBatches(pb_utils, layout.ENSEMBLING, self.metrics, self._responses)
 
     def execute(self, requests: list[Any]) -> list[None]:
         return self.batches.take(requests)
@@ -140,7 +139,7 @@ class EnsemblingStep:
         sender = request.get_response_sender()
 
         def receive(found: EmbeddedLabelSet | None, error: Exception | None) -> None:
-            send(pb_utils, _STEP, request, sender, self._guarded(request, respond, found, error))
+            send(pb_utils, layout.ENSEMBLING, request, sender, self._guarded(request, respond, found, error))
 
         self.resolver.resolve(options.label_set, options.spec, receive)
         return None
@@ -154,7 +153,7 @@ class EnsemblingStep:
 
         def receive(_: EmbeddedLabelSet | None, error: Exception | None) -> None:
             response = self._failure(request, error) if error else _answered({})
-            send(pb_utils, _STEP, request, sender, response)
+            send(pb_utils, layout.ENSEMBLING, request, sender, response)
 
         self.resolver.expect(options.label_set, options.spec, receive)
         return None
@@ -218,7 +217,7 @@ class EnsemblingStep:
     def _failure(self, request: Any, error: Exception) -> Any:
         """An error, or for a query an answer that has it."""
         code = _CODES.get(type(error), "INTERNAL")
-        response = failure(pb_utils, _STEP, request, error) if code == "INTERNAL" else None
+        response = failure(pb_utils, layout.ENSEMBLING, request, error) if code == "INTERNAL" else None
         if pb_utils.get_input_tensor_by_name(request, "query") is not None:
             return _text(refusal(str(error), code))
         if response is None:
