@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
-from clipchoir_steps.layout import CONFIG, STEPS, ZERO_SHOT, text_model
+from clipchoir_steps.layout import CONFIG, FORMAT, STEPS, ZERO_SHOT, text_model
 from clipchoir_steps.preprocess.probe import MADE_BY, pixels_digest
 from clipchoir_steps.scoring.outputs import public_outputs
 
@@ -70,6 +70,7 @@ def render_configs(
         "identity": identity or Identity({"1": dict.fromkeys(architectures, _UNBUILT_ENCODER)}, UNBUILT),
         "outputs": public_outputs({name: each.embedding_dim for name, each in architectures.items()}),
         "context_length": CONTEXT_LENGTH,
+        "format": FORMAT,
         # Label sets are embedded by every encoder, or by none.
         "text_models": ",".join(f"{name}={text_model(name)}" for name in architectures)
         if set(text_encoders) >= architectures.keys()

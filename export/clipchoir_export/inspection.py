@@ -18,6 +18,7 @@ from clipchoir_steps.layout import (
     STEPS,
     ZERO_SHOT,
     added_label_sets,
+    check_format,
     config_parameters,
     is_repository,
     label_set_file,
@@ -86,10 +87,11 @@ def inspect(repository: Path) -> Inspection:
     """Look through a repository; no weight is read.
 
     Raises:
-        RepositoryError: the folder is no clipchoir repository.
+        RepositoryError: the folder is no clipchoir repository, or one of another format.
     """
     if not is_repository(repository):
         raise RepositoryError(f"{repository} is no clipchoir repository: there is no {ZERO_SHOT}/{CONFIG}")
+    check_format(repository)
     found = Inspection()
     for model in sorted(path for path in repository.iterdir() if path.is_dir() and not path.name.startswith(".")):
         numbers = versions(model)
@@ -152,11 +154,7 @@ def _ensemble_problems(repository: Path, found: Inspection) -> Iterator[str]:
     if version is None or not ensembling.get("encoders"):
         yield f"{ENSEMBLING}: does not say which encoders it belongs to; build the repository again"
         return
-    try:
-        named = config_parameters(read_config(repository / ZERO_SHOT / CONFIG)).get("repository_version")
-    except RepositoryError as error:
-        yield str(error)
-        return
+    named = config_parameters(read_config(repository / ZERO_SHOT / CONFIG)).get("repository_version")
     if named and named != ensembling.get("repository_version"):
         yield (
             f"{ZERO_SHOT}: its config is of version {named} of the repository, and {ENSEMBLING} of "

@@ -4,7 +4,15 @@ import shutil
 from pathlib import Path
 
 from clipchoir_server.errors import ServerError
-from clipchoir_steps.layout import CONFIG, ZERO_SHOT, RepositoryError, config_parameters, is_repository, read_config
+from clipchoir_steps.layout import (
+    CONFIG,
+    ZERO_SHOT,
+    RepositoryError,
+    check_format,
+    config_parameters,
+    is_repository,
+    read_config,
+)
 
 STEP_SHARED_MEMORY = 64 << 20  # bytes each Python step starts with: a batch of 64 images and its copies
 SHM = Path("/dev/shm")  # noqa: S108
@@ -18,10 +26,14 @@ def check_repository(repository: Path, config_name: str | None) -> None:
         config_name: the variant of the models' configs that is wanted.
 
     Raises:
-        ServerError: it is no repository, has no such variant, or /dev/shm is too small for it.
+        ServerError: it is no repository, one of another format, has no such variant, or /dev/shm is too small for it.
     """
     if not is_repository(repository):
         raise ServerError(f"{repository} is not a clipchoir repository; build one with: clipchoir-export build demo")
+    try:
+        check_format(repository)
+    except RepositoryError as error:
+        raise ServerError(str(error)) from error
     variants = sorted({path.stem for path in repository.glob("*/configs/*.pbtxt")})
     if config_name is not None and config_name not in variants:
         raise ServerError(

@@ -7,6 +7,8 @@ from typing import Any
 
 from clipchoir_steps import atomic
 
+FORMAT = 2
+"""Of repositories: what this code writes and reads. `zero_shot`'s config says which one a repository has."""
 ZERO_SHOT, PREPROCESS, ENSEMBLING, LABEL_SETS = "zero_shot", "preprocess", "ensembling", "label_sets"
 STEPS = (PREPROCESS, ENSEMBLING, LABEL_SETS)
 """Models that are Python."""
@@ -113,3 +115,25 @@ def read_config(path: Path) -> Any:
 def config_parameters(config: Any) -> dict[str, str]:
     """The parameters of a model's config."""
     return {name: value.string_value for name, value in config.parameters.items()}
+
+
+def check_format(repository: Path, oldest: int = FORMAT) -> None:
+    """Check that this code understands a repository.
+
+    Args:
+        repository: the folder.
+        oldest: format that will do.
+
+    Raises:
+        RepositoryError: it is of another format; the message says what to do.
+    """
+    value = config_parameters(read_config(repository / ZERO_SHOT / CONFIG)).get("repository_format", "1")
+    found = int(value) if value.isdecimal() else 0
+    if found > FORMAT:
+        raise RepositoryError(
+            f"{repository} was built by a newer clipchoir: upgrade this one (it knows format {FORMAT}, not {found})"
+        )
+    if found < oldest:
+        raise RepositoryError(
+            f"{repository} was built by an older clipchoir; renew it with: clipchoir-export refresh {repository}"
+        )

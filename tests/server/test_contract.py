@@ -47,6 +47,7 @@ def test_the_config_publishes_encoders_default_label_set_and_version(
     assert config.max_batch_size == 64
     assert config.parameters["encoders"].string_value == "metaclip,evaclip"
     assert config.parameters["default_label_set"].string_value == "scenes"
+    assert config.parameters["repository_format"].string_value == "2"
     assert len(config.parameters["repository_version"].string_value) == 12
 
 

@@ -18,6 +18,7 @@ from clipchoir_export.configs import Identity, render_configs
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import ServingSpec, find_ensemble, load_ensemble
 from clipchoir_server.triton import Address, ServerError, Triton, serving
+from clipchoir_steps import layout
 from clipchoir_steps.preprocess.decode import ErrorKind
 from clipchoir_steps.preprocess.probe import MADE_BY, pixels_digest
 from tests.conftest import encoded, metrics, noise
@@ -40,6 +41,7 @@ ensemble_scheduling {{ step [ {{
   input_map {{ key: "image" value: "image" }}
   output_map [ {{ key: "pixels" value: "pixels" }}, {{ key: "status" value: "status" }} ]
 }} ] }}
+parameters [ {{ key: "repository_format" value {{ string_value: "{layout.FORMAT}" }} }} ]
 """
 
 

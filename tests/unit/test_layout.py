@@ -4,6 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from clipchoir_export.cli import app
+from clipchoir_server.errors import ServerError
+from clipchoir_server.repository import check_repository
 from clipchoir_steps import layout
 from clipchoir_steps.encoder_versions import mismatch
 
@@ -61,3 +64,29 @@ def test_an_encoder_of_another_build_is_seen_unless_the_config_chooses_its_versi
     assert mismatch(tmp_path, {"tiny": "a"}) is None
     config.write_text("{")  # that is Triton's to say
     assert mismatch(tmp_path, {"tiny": "a"}) is None
+
+
+OLDER, NEWER = "older clipchoir; renew it with: clipchoir-export refresh", "newer clipchoir: upgrade"
+
+
+@pytest.mark.parametrize(("found", "message"), [(None, OLDER), ("1", OLDER), ("?", OLDER), ("3", NEWER)])
+def test_a_repository_of_another_format_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], found: str | None, message: str
+) -> None:
+    (tmp_path / layout.ZERO_SHOT).mkdir()
+    (tmp_path / layout.ENSEMBLING / "1").mkdir(parents=True)
+    layout.write_manifest(tmp_path / layout.ENSEMBLING / "1", {"encoders": {"tiny": {"fingerprint": "a"}}})
+    entry = "" if found is None else f'parameters {{ key: "repository_format" value {{ string_value: "{found}" }} }}'
+    (tmp_path / layout.ZERO_SHOT / layout.CONFIG).write_text(entry)
+    for command in ("inspect", "tensorrt", "embed"):
+        arguments = [command, str(tmp_path), *(["scenes"] if command == "embed" else [])]
+        with pytest.raises(SystemExit) as ended:
+            app(arguments)
+        assert ended.value.code == 1
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    with pytest.raises(ServerError, match=message):
+        check_repository(tmp_path, None)
+    if message == NEWER:
+        with pytest.raises(SystemExit):
+            app(["build", "demo", "--repository", str(tmp_path)])
+        assert message in capsys.readouterr().err.replace("\n", " ")

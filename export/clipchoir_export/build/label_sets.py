@@ -17,7 +17,16 @@ from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileEr
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.text_encoder import PromptEmbedder
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
-from clipchoir_steps.layout import ENSEMBLING, MODEL, TOKENIZER, label_set_file, newest, read_manifest, text_model
+from clipchoir_steps.layout import (
+    ENSEMBLING,
+    MODEL,
+    TOKENIZER,
+    check_format,
+    label_set_file,
+    newest,
+    read_manifest,
+    text_model,
+)
 
 
 def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -> tuple[Path, bool]:
@@ -37,6 +46,7 @@ def embed_label_set(repository: Path, label_set: LabelSet, progress: Progress) -
     encoders = read_manifest(ensembling).get("encoders")
     if ensembling is None or not encoders:
         raise RepositoryError(f"{repository} is no clipchoir repository: it has no {ENSEMBLING} with a manifest")
+    check_format(repository)
     fingerprints = {name: str(each["fingerprint"]) for name, each in encoders.items()}
     graphs = {name: _graph(repository, name, fingerprint) for name, fingerprint in fingerprints.items()}
     file = label_set_file(ensembling, label_set.name)

@@ -37,6 +37,7 @@ from clipchoir_steps.layout import (
     TOKENIZER,
     ZERO_SHOT,
     added_label_sets,
+    check_format,
     is_repository,
     label_set_file,
     label_sets_folder,
@@ -241,6 +242,8 @@ def _check_target(target: Path) -> None:
         raise RepositoryError(
             f"{target} holds something else than a clipchoir repository; choose another --repository or empty it"
         )
+    if is_repository(target):
+        check_format(target, oldest=0)  # a build renews all that may be older
 
 
 def _check_compatible(target: Path, architectures: Mapping[str, Architecture]) -> None:
