@@ -95,6 +95,21 @@ def build(
 
 
 @app.command()
+def refresh(
+    repository: Annotated[Path, typer.Argument(help="A model repository that clipchoir built.")],
+) -> None:
+    """Renew a repository's Python steps and configs, as after an upgrade, without its checkpoints.
+
+    What changed gets a new version folder; encoders and label sets stay. An interruption changes nothing.
+    """
+    with _reporting():
+        from clipchoir_export.build.refresh import refresh_repository
+
+        new = refresh_repository(repository)
+    _say(f"refreshed {repository} ({', '.join(new)})" if new else f"{repository} is up to date")
+
+
+@app.command()
 def embed(
     repository: Annotated[Path, typer.Argument(help="A model repository built with --text-encoders.")],
     label_set: Annotated[
@@ -152,7 +167,7 @@ def source(
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)
-        from clipchoir_export.build.repository import write_source
+        from clipchoir_export.build.steps import write_source
         from clipchoir_export.families.registry import describe_all
 
         write_source(spec, describe_all(spec, path), repository)

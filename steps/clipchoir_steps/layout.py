@@ -17,6 +17,8 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 ENTRY_POINT = "model.py"
+RECIPE = "build.json"
+"""In `ensembling`, beside its config: the spec and the architectures that every config was rendered from."""
 _LABEL_SET = ".safetensors"
 
 
@@ -58,20 +60,34 @@ def read_manifest(version: Path | None) -> dict[str, Any]:
     Raises:
         RepositoryError: it is damaged.
     """
-    if version is None or not (version / MANIFEST).is_file():
+    return {} if version is None else read_json(version / MANIFEST)
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """What a file of the repository says; empty if there is none.
+
+    Raises:
+        RepositoryError: it is damaged.
+    """
+    if not file.is_file():
         return {}
     try:
-        content = json.loads((version / MANIFEST).read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise RepositoryError(f"{version / MANIFEST}: cannot be read: {error}") from error
+        raise RepositoryError(f"{file}: cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise RepositoryError(f"{version / MANIFEST}: is not a manifest; remove {version} and build again")
+        raise RepositoryError(f"{file}: is not a table; remove {file.parent} and build again")
     return content
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """As the repository's files have it."""
+    return json.dumps(content, indent=2) + "\n"
 
 
 def write_manifest(version: Path, content: Mapping[str, Any]) -> None:
     """Write a version's `manifest.json`."""
-    atomic.write_text(version / MANIFEST, json.dumps(content, indent=2) + "\n")
+    atomic.write_text(version / MANIFEST, to_json(content))
 
 
 def label_sets_folder(ensembling: Path) -> Path:

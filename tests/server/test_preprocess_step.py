@@ -13,7 +13,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from clipchoir_export.build.repository import copy_step, write_source
+from clipchoir_export.build.steps import copy_step, write_source
 from clipchoir_export.configs import Identity, render_configs
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import ServingSpec, find_ensemble, load_ensemble

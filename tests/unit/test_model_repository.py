@@ -6,7 +6,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from clipchoir_export.build.repository import write_source
+from clipchoir_export.build.steps import write_source
 from clipchoir_export.configs import render_configs
 from clipchoir_export.families.registry import describe_all
 from clipchoir_export.families.towers import Architecture

@@ -314,7 +314,7 @@ class EncoderBuild:
             "opset": OPSETS[self.spec.dialect],
             "embedding_dim": self.encoder.architecture.embedding_dim,
             "weights": asdict(written),
-            "tools": build_tools()["tools"],
+            **build_tools(),
         }
 
     def _staged(self, model: str, manifest: Mapping[str, Any]) -> ModelVersion:

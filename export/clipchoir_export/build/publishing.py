@@ -5,28 +5,28 @@ gives up again when the folder goes or the model's `version_policy` names anothe
 """
 
 import contextlib
-import filecmp
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
-from clipchoir_steps.layout import versions
+from clipchoir_steps.layout import ENSEMBLING, ZERO_SHOT, versions
+
+_LAST = (ENSEMBLING, ZERO_SHOT)  # their new versions must not appear before all others'
 
 
-def holds_sources(version: Path, sources: Mapping[str, Path]) -> bool:
-    """Whether a version has exactly these Python files, by their paths in it."""
-    if {str(path.relative_to(version)) for path in version.rglob("*.py")} != sources.keys():
-        return False
-    return all(filecmp.cmp(path, version / name, shallow=False) for name, path in sources.items())
+def changes(tree: Path) -> list[str]:
+    """What a tree brings: new versions as `ensembling/2`, and files of models by their paths."""
+    models = sorted(tree.iterdir())
+    new = [f"{model.name}/{number}" for model in models for number in versions(model)]
+    return [*new, *(str(path.relative_to(tree)) for model in models for path in _model_files(model))]
 
 
-def publish(tree: Path, target: Path, last: tuple[str, ...]) -> None:
+def publish(tree: Path, target: Path) -> None:
     """Put a tree of new version folders and configs in place.
 
     Args:
         tree: on the same file system as the target.
         target: a repository, or nothing yet.
-        last: models whose new versions must not appear before all others'.
 
     Raises:
         OSError: something cannot be moved; what was moved before is back in its place.
@@ -37,7 +37,7 @@ def publish(tree: Path, target: Path, last: tuple[str, ...]) -> None:
         tree.rename(target)
         return
     undo: list[Callable[[], object]] = []
-    models = sorted((path for path in tree.iterdir()), key=lambda path: (path.name in last, path.name))
+    models = sorted((path for path in tree.iterdir()), key=lambda path: (path.name in _LAST, path.name))
     try:
         for model in models:
             _publish_model(model, target / model.name, undo)
@@ -54,12 +54,18 @@ def _publish_model(model: Path, place: Path, undo: list[Callable[[], object]]) -
         undo.append(lambda: place.rename(model))
         return
     # The configs first: they may have to know the new version when that is loaded, and old versions are still in them.
-    for new_config in sorted(model.rglob("*.pbtxt")):
-        _replace(new_config, place / new_config.relative_to(model), undo)
+    for file in _model_files(model):
+        _replace(file, place / file.relative_to(model), undo)
     for number in versions(model):
         new, old = place / str(number), model / str(number)
         old.rename(new)
         undo.append(lambda new=new, old=old: new.rename(old))  # type: ignore[misc]
+
+
+def _model_files(model: Path) -> list[Path]:
+    """Its configs and what else is not of one version."""
+    files = sorted(path for path in model.rglob("*") if path.is_file())
+    return [path for path in files if not path.relative_to(model).parts[0].isdecimal()]
 
 
 def _replace(new: Path, file: Path, undo: list[Callable[[], object]]) -> None:
@@ -67,7 +73,7 @@ def _replace(new: Path, file: Path, undo: list[Callable[[], object]]) -> None:
         file.parent.mkdir(exist_ok=True)
         new.rename(file)
         undo.append(lambda: file.unlink())
-    elif not filecmp.cmp(new, file, shallow=False):
+    else:
         before = file.read_bytes()
         os.replace(new, file)  # noqa: PTH105
         undo.append(lambda: file.write_bytes(before))

@@ -11,6 +11,7 @@ from clipchoir_export.locking import exclusively
 
 _DONE = ".done"
 _LOCK = ".lock"
+_TREE = "publish"
 
 
 class Staging:
@@ -24,7 +25,7 @@ class Staging:
     def beside(cls, target: Path) -> Iterator["Staging"]:
         """The staging folder of a target, for one build at a time.
 
-        When the build fails, finished steps stay and unfinished ones go; when it succeeds, the folder goes.
+        Finished steps stay, for the next build to take up; unfinished ones go, and so does the folder once it is empty.
 
         Raises:
             RepositoryError: another build of the same target is running.
@@ -35,10 +36,8 @@ class Staging:
         with exclusively(folder / _LOCK, f"build of {target}"):
             try:
                 yield staging
-            except BaseException:
+            finally:
                 staging._remove_unfinished()
-                raise
-            shutil.rmtree(folder)
 
     def step(self, name: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """The folder of a step: as it was left by an earlier build with the same key, or made now."""
@@ -52,14 +51,21 @@ class Staging:
         (folder / _DONE).write_text(content, encoding="utf-8")
         return folder
 
-    def has(self, name: str, key: Mapping[str, Any]) -> bool:
-        """Whether a step is there already."""
-        done = self.folder / name / _DONE
-        return done.is_file() and done.read_text(encoding="utf-8") == json.dumps(key, sort_keys=True)
+    def new_tree(self) -> Path:
+        """An empty folder, to lay out what shall be published."""
+        self.discard(_TREE)
+        tree = self.folder / _TREE
+        tree.mkdir()
+        return tree
 
     def discard(self, name: str) -> None:
         """Forget a step."""
         shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def discard_all(self) -> None:
+        """Forget every step: what they made is published."""
+        for step in self._steps():
+            self.discard(step.name)
 
     def hand_over(self, name: str, to: Path) -> None:
         """Move a step's files out of the staging folder, to a folder that does not exist yet.
@@ -69,10 +75,14 @@ class Staging:
         folder = self.folder / name
         for own in folder.glob(".*"):
             own.unlink()
+        to.parent.mkdir(exist_ok=True)
         folder.rename(to)
 
+    def _steps(self) -> list[Path]:
+        return [path for path in self.folder.iterdir() if path.is_dir()]
+
     def _remove_unfinished(self) -> None:
-        steps = [path for path in self.folder.iterdir() if path.is_dir()]
+        steps = self._steps()
         unfinished = [path for path in steps if not (path / _DONE).is_file()]
         for path in unfinished:
             shutil.rmtree(path, ignore_errors=True)
