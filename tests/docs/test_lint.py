@@ -31,7 +31,7 @@ def python_files() -> set[str]:
 def lint() -> list[list[str]]:
     """The commands of `make lint`, in words."""
     done = subprocess.run(
-        ["make", "--dry-run", "--old-file=.venv/.ready", "lint"],  # noqa: S607
+        ["make", "--no-print-directory", "--dry-run", "--old-file=.venv/.ready", "lint"],  # noqa: S607
         cwd=ROOT,
         capture_output=True,
         text=True,

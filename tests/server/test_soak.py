@@ -66,7 +66,7 @@ def test_the_report_names_each_reason_to_fail() -> None:
 
 def test_memory_that_grows_after_the_warm_up_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = iter([100.0 + second for second in range(30)] + [130.0] * 60 + [200.0] * 30)
-    monkeypatch.setattr("soak.proportional_memory", lambda _: next(sizes))
+    monkeypatch.setattr("tools.soak.proportional_memory", lambda _: next(sizes))
     watch = MemoryWatch(set)
     for second in range(120):
         watch.look(second)
