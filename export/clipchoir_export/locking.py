@@ -1,9 +1,10 @@
 """One process at a time."""
 
 import contextlib
-import fcntl
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from clipchoir_export.errors import RepositoryError
 
@@ -13,15 +14,18 @@ def exclusively(lock: Path, what: str) -> Iterator[None]:
     """Hold a lock, which ends with the process at the latest.
 
     Args:
-        lock: a file for it; it is made, and stays.
+        lock: a file for it.
         what: is being done, for the message.
 
     Raises:
         RepositoryError: another process has it.
     """
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RepositoryError(f"another {what} is running; wait for it, or stop it") from error
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout as error:
+        raise RepositoryError(f"another {what} is running; wait for it, or stop it") from error
+    try:
         yield
+    finally:
+        held.release()

@@ -12,6 +12,7 @@ from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import BPE
 
 from clipchoir_export.families.towers import Tower
+from clipchoir_steps import atomic
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
 
@@ -34,7 +35,7 @@ def write_tokenizer(path: Path) -> None:
     )
     tokenizer.add_special_tokens([original.decoder[token] for token in original.all_special_ids])
     tokenizer.decoder = decoders.BPEDecoder(suffix="</w>")
-    path.write_text(tokenizer.to_str(pretty=True), encoding="utf-8")
+    atomic.write_text(path, tokenizer.to_str(pretty=True))
 
 
 def embed_prompts(

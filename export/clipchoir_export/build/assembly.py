@@ -13,6 +13,7 @@ from clipchoir_export.build.steps import copy_step, holds_step
 from clipchoir_export.configs import Identity, render_configs
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.spec import EnsembleSpec
+from clipchoir_steps import atomic
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.layout import (
     ENSEMBLING,
@@ -61,7 +62,7 @@ class Assembly:
         for path, text in self._model_files().items():
             if not _holds(self.target / path, text):
                 (tree / path).parent.mkdir(parents=True, exist_ok=True)
-                (tree / path).write_text(text, encoding="utf-8")
+                atomic.write_text(tree / path, text)
         if not (self.target / ENSEMBLING / self._version).exists():
             self._make_ensembling(tree / ENSEMBLING / self._version)
         for step in (PREPROCESS, LABEL_SETS):

@@ -27,6 +27,7 @@ from clipchoir_export.onnx.graph import OPSETS, Signature, trace
 from clipchoir_export.onnx.modules import ServedImageEncoder, ServedTextEncoder
 from clipchoir_export.spec import EncoderSpec, Precision
 from clipchoir_export.text import distinct_prompts, embed_prompts
+from clipchoir_steps import atomic
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet, LabelSetFileError
 from clipchoir_steps.label_sets.spec import LabelSet
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH, PromptTokenizer
@@ -194,7 +195,7 @@ class EncoderBuild:
                 soft_wrap=True,
                 highlight=False,
             )
-        (folder / _WRITTEN).write_text(json.dumps(asdict(written)), encoding="utf-8")
+        atomic.write_text(folder / _WRITTEN, json.dumps(asdict(written)))
 
     def _embed(self, label_sets: Sequence[LabelSet], tokenizer: PromptTokenizer) -> Mapping[str, NDArray[np.float32]]:
         prompts = [[each.name, each.prompts()] for each in label_sets]
@@ -202,7 +203,7 @@ class EncoderBuild:
         def make(folder: Path) -> None:
             task = self._task(f"{self.spec.name}: embed prompts", "prompts", len(distinct_prompts(label_sets)))
             embeddings = embed_prompts(label_sets, self.encoder.text, tokenizer, partial(self.progress.advance, task))
-            (folder / _PROMPTS).write_bytes(save(embeddings))
+            atomic.write_bytes(folder / _PROMPTS, save(embeddings))
 
         step = self.staging.step(f"{self.spec.name}.prompts", {**self._key, "prompts": prompts}, make)
         return load_file(step / _PROMPTS)
@@ -231,7 +232,7 @@ class EncoderBuild:
         file = "fingerprint"
 
         def make(folder: Path) -> None:
-            (folder / file).write_text(self.encoder.fingerprint(), encoding="utf-8")
+            atomic.write_text(folder / file, self.encoder.fingerprint())
 
         return (self.staging.step(f"{self.spec.name}.{file}", self._key, make) / file).read_text(encoding="utf-8")
 
@@ -246,7 +247,7 @@ class EncoderBuild:
                 f"{name}.verified", self._image_key | {"classes": label_set.classes}, partial(self._verify, classifier)
             )
             verification = json.loads((step / _VERIFICATION).read_text(encoding="utf-8"))
-            (folder / EVIDENCE).write_bytes((step / EVIDENCE).read_bytes())
+            atomic.write_bytes(folder / EVIDENCE, (step / EVIDENCE).read_bytes())
         architecture = self.encoder.architecture
         tower = self.encoder.image
         manifest = {
@@ -285,8 +286,8 @@ class EncoderBuild:
         except VerificationError:
             self.staging.discard(self.spec.name)
             raise
-        (folder / _VERIFICATION).write_text(json.dumps({"level": self.options.verify, **asdict(result)}))
-        (folder / EVIDENCE).write_bytes(_some(evidence))
+        atomic.write_text(folder / _VERIFICATION, json.dumps({"level": self.options.verify, **asdict(result)}))
+        atomic.write_bytes(folder / EVIDENCE, _some(evidence))
 
     def _finish_text_encoder(self, fingerprint: str) -> ModelVersion:
         name = text_model(self.spec.name)

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from clipchoir_steps import atomic
 from clipchoir_steps.layout import ENSEMBLING, ZERO_SHOT, versions
 
 _LAST = (ENSEMBLING, ZERO_SHOT)  # their new versions must not appear before all others'
@@ -76,4 +77,4 @@ def _replace(new: Path, file: Path, undo: list[Callable[[], object]]) -> None:
     else:
         before = file.read_bytes()
         os.replace(new, file)  # noqa: PTH105
-        undo.append(lambda: file.write_bytes(before))
+        undo.append(lambda: atomic.write_bytes(file, before))

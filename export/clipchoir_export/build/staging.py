@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from clipchoir_export.locking import exclusively
+from clipchoir_steps import atomic
 
 _DONE = ".done"
 _LOCK = ".lock"
@@ -48,7 +49,7 @@ class Staging:
         self.discard(name)
         folder.mkdir()
         make(folder)
-        (folder / _DONE).write_text(content, encoding="utf-8")
+        atomic.write_text(folder / _DONE, content)
         return folder
 
     def new_tree(self) -> Path:

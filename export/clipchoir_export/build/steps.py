@@ -10,6 +10,7 @@ from clipchoir_export.configs import render_configs
 from clipchoir_export.families.towers import Architecture
 from clipchoir_export.resources import resource
 from clipchoir_export.spec import EnsembleSpec
+from clipchoir_steps import atomic
 from clipchoir_steps.layout import ENTRY_POINT
 
 
@@ -28,7 +29,7 @@ def write_source(
         version = folder / model / "1"
         for needed in (version, (folder / path).parent):
             needed.mkdir(parents=True, exist_ok=True)
-        (folder / path).write_text(content, encoding="utf-8")
+        atomic.write_text(folder / path, content)
         entry = _entry_point(model)
         copy = version / entry.name
         if not entry.is_file():

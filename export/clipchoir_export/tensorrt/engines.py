@@ -1,6 +1,5 @@
 """What building a repository's TensorRT engines needs: for each encoder a script, answers to check it by, a config."""
 
-import contextlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from clipchoir_export.errors import RepositoryError
 from clipchoir_export.inspection import inspect
 from clipchoir_export.spec import Precision
 from clipchoir_export.tensorrt import engine_check
+from clipchoir_steps import atomic
 from clipchoir_steps.label_sets.embedded import EmbeddedLabelSet
 from clipchoir_steps.label_sets.tokenizer import PromptTokenizer
 from clipchoir_steps.layout import (
@@ -202,16 +202,11 @@ def _shape(dims: Any, batch: int) -> str:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write beside, then rename: nothing half-written is left."""
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(exist_ok=True)
-        part.write_bytes(content)
-        part.chmod(0o755 if path.name == SCRIPT else 0o644)
-        part.replace(path)
+        atomic.write_bytes(path, content)
+        path.chmod(0o755 if path.name == SCRIPT else 0o644)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise RepositoryError(
             f"{path} cannot be written: {error.strerror}; make {path.parent.parent} writable, or copy the repository"
         ) from error
