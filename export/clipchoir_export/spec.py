@@ -5,14 +5,15 @@ import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from clipchoir_export.errors import SpecError
 from clipchoir_export.resources import resource
 from clipchoir_steps.label_sets.spec import LabelSet, LabelSetError
 from clipchoir_steps.layout import STEPS, ZERO_SHOT
+from clipchoir_steps.scoring.options import DEFAULTS, PARAMETERS
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -199,17 +200,36 @@ class RequestLabelSetsSpec(_Table):
     disk_mb: int = Field(default=4096, ge=1, description="Of the files in the cache folder, which outlive the server.")
 
 
-class EnsembleSpec(_Table):
-    """A whole ensemble."""
-
+class _Named(_Table):
     name: str = Field(pattern="^[a-z][a-z0-9_-]*$")
     label_sets: tuple[LabelSetName, ...] = Field(min_length=1)  # the first is the default
-    logit_scale: float = Field(default=100.0, gt=0, le=1000)
-    drop_below: float = Field(default=0.0, ge=0, lt=1)
-    aggregate: Literal["softmax_mean", "mean_embedding"] = "softmax_mean"
+
+
+def _scoring_key(name: str) -> tuple[Any, Any]:
+    """Type and field of a key that is a scoring parameter, as the table of these has it."""
+    entry = PARAMETERS[name]
+    bounds: dict[str, Any] = dict(entry.bounds)
+    of_type = Literal[tuple(entry.words)] if entry.words else float
+    return of_type, Field(default=DEFAULTS[name], description=entry.help, **bounds)
+
+
+if TYPE_CHECKING:
+    _WithScoring = _Named
+else:
+    _WithScoring = create_model("_WithScoring", __base__=_Named, **{name: _scoring_key(name) for name in DEFAULTS})
+
+
+class EnsembleSpec(_WithScoring):
+    """A whole ensemble."""
+
     encoders: tuple[EncoderSpec, ...] = Field(min_length=1)
     serving: ServingSpec = ServingSpec()
     request_label_sets: RequestLabelSetsSpec = RequestLabelSetsSpec()
+
+    @property
+    def scoring(self) -> dict[str, Any]:
+        """The scoring parameters, by name: what a request changes for itself."""
+        return {name: getattr(self, name) for name in DEFAULTS}
 
     @model_validator(mode="after")
     def _check_encoders(self) -> "EnsembleSpec":

@@ -36,7 +36,7 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
         ("ViT-bigG-14-quickgelu", "metaclip_fullcc", 2.3, 0.5),
         ("EVA-CLIP-18B", "BAAI/EVA-CLIP-18B", 2.0, 0.5),
     ]
-    assert (spec.logit_scale, spec.drop_below) == (100, 0)
+    assert spec.scoring == {"logit_scale": 100, "drop_below": 0, "aggregate": "softmax_mean"}
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ are right, and what it does. The arithmetic is in `formula`.
 import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from typing import Any
 
 from clipchoir_steps.label_sets.spec import spec_id
@@ -117,6 +117,8 @@ def _read(values: Mapping[str, object], encoders: Sequence[str]) -> dict[str, An
 
 
 PARAMETERS: Mapping[str, Parameter] = {each.name: each.metadata[_ENTRY] for each in fields(Scoring)}
+DEFAULTS: Mapping[str, Any] = {each.name: each.default for each in fields(Scoring) if each.default is not MISSING}
+"""Values of an ensemble that does not say otherwise. `weights` have none: they belong to the encoders."""
 LABEL_SET, LABEL_SET_SPEC = "label_set", "label_set_spec"
 NAMES = (LABEL_SET, LABEL_SET_SPEC, *PARAMETERS)
 """Every request parameter that `ensembling` reads; others are left to whom they are for."""
