@@ -8,7 +8,6 @@ how many batches are worked on at a time, whether a batch's encoders run side by
 threads each session has, and whether idle threads spin.
 """
 
-import json
 import os
 import queue
 import statistics
@@ -81,16 +80,19 @@ class InProcess:
             way: how to use the cores.
         """
         threadpool_limits(1, "blas")  # as the server has it; NumPy's idle threads spin
-        manifests = {path.parent.parent.name: path for path in sorted(repository.glob("*/[0-9]*/manifest.json"))}
-        self.encoders = [name for name in encoder_names(repository) if name in manifests]
-        self._sessions = [_open(manifests[name].parent / "model.onnx", way) for name in self.encoders]
+        versions = {name: layout.newest(repository / name) for name in encoder_names(repository)}
+        manifests = {name: layout.read_manifest(version) for name, version in versions.items()}
+        self.encoders = [name for name, manifest in manifests.items() if manifest]
+        self._sessions = [
+            _open(version / layout.MODEL, way) for name, version in versions.items() if version and manifests[name]
+        ]
         (size,) = {session.get_inputs()[0].shape[1] for session in self._sessions}
         self._size = size
         settings = Settings(
             Limits(1 << 26, 89_478_485, 65_535), threads=1 if way.in_flight > 1 else CORES, scaled_decoding=False
         )
         self._decoder = Decoder(settings, [size])
-        fingerprints = {name: json.loads(manifests[name].read_text())["fingerprint"] for name in self.encoders}
+        fingerprints = {name: manifests[name]["fingerprint"] for name in self.encoders}
         self._texts = _default_label_set(repository, fingerprints)
         self._way = way
         self._helpers = ThreadPoolExecutor(max(1, way.in_flight * (len(self.encoders) - 1)))
@@ -230,8 +232,8 @@ def _multipliers(one: np.ndarray, other: np.ndarray) -> dict[str, Callable[[], A
 
 def gflop_per_image(repository: Path) -> float:
     """Of all encoders, from their manifests."""
-    newest = {path.parent.parent.name: path for path in sorted(repository.glob("*/[0-9]*/manifest.json"))}
-    return sum(json.loads(newest[name].read_text())["flops_per_image"] for name in encoder_names(repository)) / 1e9
+    versions = [layout.newest(repository / name) for name in encoder_names(repository)]
+    return sum(layout.read_manifest(version)["flops_per_image"] for version in versions) / 1e9
 
 
 def _seconds(work: Callable[[], Any]) -> float:
@@ -248,8 +250,9 @@ def _open(path: Path, way: Way) -> onnxruntime.InferenceSession:
 
 
 def _default_label_set(repository: Path, fingerprints: dict[str, str]) -> EmbeddedLabelSet:
-    folder = max((repository / "ensembling").glob("[0-9]*"), key=lambda path: int(path.name)) / "label_sets"
-    return EmbeddedLabelSet.load(next(iter(sorted(folder.glob("*.safetensors")))), fingerprints)
+    ensembling = layout.newest(repository / layout.ENSEMBLING) or repository
+    first = next(iter(layout.label_set_files(layout.label_sets_folder(ensembling)).values()))
+    return EmbeddedLabelSet.load(first, fingerprints)
 
 
 def main(
