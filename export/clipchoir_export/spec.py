@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
 
 from clipchoir_export.errors import SpecError
+from clipchoir_export.families import family_names
 from clipchoir_export.resources import resource
 from clipchoir_steps.label_sets.spec import LabelSet, LabelSetError
 from clipchoir_steps.layout import STEPS, ZERO_SHOT
@@ -35,6 +36,15 @@ LabelSetName = Annotated[str, Field(pattern=_LABEL_SET_NAME)]
 Gpu = Annotated[int, Field(ge=0)]  # its number, as nvidia-smi counts
 
 
+def _known_family(source: str) -> str:
+    if source not in family_names():
+        raise ValueError(f"there is no such family of encoders; there are {', '.join(family_names())}")
+    return source
+
+
+Source = Annotated[str, AfterValidator(_known_family)]  # a family of encoders
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -43,7 +53,7 @@ class EncoderSpec(_Table):
     """One image encoder: where its checkpoint is and how it takes part."""
 
     name: str = Field(pattern="^[a-z][a-z0-9_]*$")
-    source: Literal["open_clip", "eva_clip"]
+    source: Source
     architecture: str | None = None  # None: the checkpoint folder's own config says it
     checkpoint: str  # a file or folder, an open_clip tag, or a hub id
     licence: str | None = None  # of the weights

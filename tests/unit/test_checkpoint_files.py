@@ -72,7 +72,7 @@ LAYOUTS = [
 
 
 def spec(source: str, checkpoint: Path) -> EncoderSpec:
-    return EncoderSpec(name="tiny", source=source, checkpoint=str(checkpoint))  # type: ignore[arg-type]
+    return EncoderSpec(name="tiny", source=source, checkpoint=str(checkpoint))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -28,7 +28,7 @@ MODEL = "open_clip_model.safetensors"
 
 
 def encoder_spec(folder: Path, source: str, sharpness: float = 1.7) -> EncoderSpec:
-    return EncoderSpec(name="tiny", source=source, checkpoint=str(folder), sharpness=sharpness)  # type: ignore[arg-type]
+    return EncoderSpec(name="tiny", source=source, checkpoint=str(folder), sharpness=sharpness)
 
 
 def plain_way(folder: Path, source: str, pixels: NDArray[np.uint8], sharpness: float) -> NDArray[np.float32]:

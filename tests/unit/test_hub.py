@@ -12,8 +12,10 @@ from huggingface_hub import close_session, constants
 from safetensors.torch import load_file
 
 from clipchoir_export.checkpoints.files import open_checkpoint
-from clipchoir_export.checkpoints.hub import fetch_checkpoint, fetch_open_clip, is_hub_id
+from clipchoir_export.checkpoints.hub import fetch_checkpoint, fetch_configs, fetch_file, is_hub_id
 from clipchoir_export.errors import CheckpointError
+from clipchoir_export.families import find_family
+from clipchoir_export.spec import EncoderSpec
 from tests.support.checkpoints import write_eva_clip, write_open_clip
 from tests.support.fake_hub import FakeHub, Refusal, running_hub
 
@@ -288,6 +290,23 @@ def test_nothing_is_printed_where_there_is_no_terminal(hub: FakeHub, capfd: pyte
     hub.publish("org/name", SHARDED)
     fetch_checkpoint("org/name")
     assert capfd.readouterr() == ("", "")
+
+
+def fetch_open_clip(architecture: str, tag: str, offline: bool = False) -> Path:
+    encoder = EncoderSpec(name="x", source="open_clip", architecture=architecture, checkpoint=tag)
+    published = find_family("open_clip").published_file(encoder)
+    assert published is not None
+    return fetch_file(published, offline)
+
+
+def test_configs_come_without_the_weights(hub: FakeHub) -> None:
+    hub.publish("org/name", SHARDED)
+    folder = fetch_configs("org/name")
+    assert (folder / "config.json").read_bytes() == SHARDED["config.json"]
+    assert hub.downloads() == ["config.json"]
+    hub.publish("org/weights", {"model.safetensors": b"weights"})
+    with pytest.raises(CheckpointError, match=r'^org/weights .*holds no config.*; name its "architecture"'):
+        fetch_configs("org/weights")
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_the_real_pair_has_the_winners_recipe() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "messages"),
     [
-        ('source = "open_clip"', 'source = "clip"', ["encoders.0.source", "'open_clip' or 'eva_clip'", "'clip'"]),
+        ('source = "open_clip"', 'source = "clip"', ["encoders.0.source", "there are eva_clip, open_clip", "'clip'"]),
         ('source = "open_clip"\n', "", ["encoders.0.source: is missing"]),
         (
             "checkpoint =",

@@ -1,6 +1,8 @@
-"""Every key and every shape of a checkpoint has to match the architecture."""
+"""Every key and every shape of a checkpoint has to match the architecture, and its config what can be computed."""
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,37 @@ def check_shapes(expected: Mapping[str, Tensor], stored: Mapping[str, StoredTens
             raise CheckpointError(f"{name} has shape {stored[name].shape}, the architecture has {tuple(tensor.shape)}")
         if not stored[name].dtype.is_floating_point and tensor.dtype.is_floating_point:
             raise CheckpointError(f"{name} is of type {_name(stored[name].dtype)}; weights are floating-point")
+
+
+@dataclass(frozen=True)
+class Only:
+    """The values that a key of a config may have, and why no others."""
+
+    values: tuple[Any, ...]
+    why: str
+
+
+def check_config(section: str, config: Any, known: Collection[str], only: Mapping[str, Only]) -> None:
+    """Check that all of a config's section is used or known to be without effect.
+
+    Args:
+        section: its name, for messages.
+        config: the section as JSON has it.
+        known: keys that are used, or that change no embedding.
+        only: keys that may have certain values alone.
+
+    Raises:
+        CheckpointError: a key is unknown, or has another value; the message names both.
+    """
+    if not isinstance(config, Mapping):
+        raise CheckpointError(f"{section} is {config!r}, not a table of keys")
+    for key, value in config.items():
+        if key in only and value not in only[key].values:
+            raise CheckpointError(f"{section}.{key} is {value!r}; {only[key].why}")
+        if key not in known and key not in only:
+            raise CheckpointError(
+                f"{section}.{key} is {value!r}; this key is not known here, and might change what the model computes"
+            )
 
 
 def _name(dtype: torch.dtype) -> str:

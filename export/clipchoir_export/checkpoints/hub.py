@@ -1,4 +1,4 @@
-"""Checkpoints from model hubs: repositories by id, and open_clip's published tags.
+"""Checkpoints from model hubs: whole repositories by id, and single published files.
 
 Files come through `huggingface_hub` into its cache: HF_HOME, HF_TOKEN, HF_ENDPOINT and HF_HUB_OFFLINE mean here what
 they mean there. Only weights and configs are downloaded, never code.
@@ -25,12 +25,11 @@ from huggingface_hub.errors import (
 
 from clipchoir_export.checkpoints.files import INDEX_SUFFIX, WEIGHT_FILES, shard_names
 from clipchoir_export.errors import CheckpointError
-from clipchoir_export.families.open_clip import pretrained_config
+from clipchoir_export.families import PublishedFile
 
 _FILE_SUFFIXES = (".toml", ".safetensors", ".bin", ".pt", ".pth")
 _NAME = r"\b[\w.-]{1,96}\b"
 _HUB_ID = re.compile(rf"(?!.*\.\.)(?![^@]*--)({_NAME}/{_NAME})(?<!\.git)(?:@(\w[\w./-]*))?", re.ASCII)
-_OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _GO_ONLINE = "fetch it once while connected, without offline mode (HF_HUB_OFFLINE)"
 
 
@@ -46,37 +45,41 @@ def fetch_checkpoint(hub_id: str, offline: bool = False) -> Path:
     Raises:
         CheckpointError: this is no hub id, the repository or its weights cannot be had, or they are not in the cache.
     """
-    if not is_hub_id(hub_id):
-        raise CheckpointError(f'"{hub_id}" is not the id of a hub repository: "org/name" or "org/name@revision"')
-    repository, _, revision = hub_id.partition("@")
-    with _explained(hub_id):
-        snapshot = _Snapshot.find(repository, revision or None, offline)
+    with _found(hub_id, offline) as snapshot:
         weights = snapshot.weights()
-        for config in fnmatch.filter(snapshot.names, "*config.json"):  # before the weights, so that those imply these
-            snapshot.fetch(config)
+        snapshot.fetch_configs()  # before the weights, so that those imply these
         file = snapshot.fetch(weights)
         for shard in snapshot.shards(file) if weights.endswith(INDEX_SUFFIX) else []:
             snapshot.fetch(shard)
         return file.parent
 
 
-def fetch_open_clip(architecture: str, tag: str, offline: bool = False) -> Path:
-    """Weight file of one of open_clip's published tags; from the cache if offline.
+def fetch_configs(hub_id: str, offline: bool = False) -> Path:
+    """Folder with the configs of a repository that has weights, without these; from the cache if offline.
 
     Raises:
-        CheckpointError: open_clip has no such tag, its file cannot be had, or it is not in the cache.
+        CheckpointError: this is no hub id, or the repository or its configs cannot be had, or it holds neither.
     """
-    published = pretrained_config(architecture, tag).get("hf_hub")
-    if not published:
-        raise CheckpointError(f'checkpoint "{tag}" of {architecture} is on no hub; download it, and name its path')
-    repository, _, file = published.rpartition("/")  # "org/name/file", or "org/name/" for the usual names
-    wanted = (str(Path(file).with_suffix(".safetensors")), file) if file else _OPEN_CLIP_WEIGHTS
-    with _explained(repository):
-        snapshot = _Snapshot.find(repository, None, offline)
-        for name in wanted:
+    with _found(hub_id, offline) as snapshot:
+        snapshot.weights()  # a repository without any is no checkpoint
+        configs = snapshot.fetch_configs()
+        if not configs:
+            raise CheckpointError(f'{snapshot} holds no config{snapshot.remedy()}; name its "architecture"')
+        return configs[0].parent
+
+
+def fetch_file(published: PublishedFile, offline: bool = False) -> Path:
+    """A published weight file; from the cache if offline.
+
+    Raises:
+        CheckpointError: the file cannot be had, or it is not in the cache.
+    """
+    with _explained(published.repository):
+        snapshot = _Snapshot.find(published.repository, None, offline)
+        for name in published.names:
             if name in snapshot.names:
                 return snapshot.fetch(name)
-        raise CheckpointError(f"{snapshot} holds no {' or '.join(dict.fromkeys(wanted))}{snapshot.remedy()}")
+        raise CheckpointError(f"{snapshot} holds no {' or '.join(published.names)}{snapshot.remedy()}")
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,9 @@ class _Snapshot:
     def fetch(self, name: str) -> Path:
         return Path(hf_hub_download(self.repository, name, revision=self.commit, local_files_only=self.offline))
 
+    def fetch_configs(self) -> list[Path]:
+        return [self.fetch(name) for name in fnmatch.filter(self.names, "*config.json")]
+
     def weights(self) -> str:
         for pattern in WEIGHT_FILES:
             found = sorted(fnmatch.filter(self.names, pattern))
@@ -127,6 +133,15 @@ class _Snapshot:
             if name not in self.names:
                 raise CheckpointError(f"{self} holds no {name}, a shard that {index.name} names{self.remedy()}")
         return names
+
+
+@contextmanager
+def _found(hub_id: str, offline: bool) -> Iterator[_Snapshot]:
+    if not is_hub_id(hub_id):
+        raise CheckpointError(f'"{hub_id}" is not the id of a hub repository: "org/name" or "org/name@revision"')
+    repository, _, revision = hub_id.partition("@")
+    with _explained(hub_id):
+        yield _Snapshot.find(repository, revision or None, offline)
 
 
 @contextmanager

@@ -8,21 +8,25 @@ Face key layout (`vision_model.*`, `text_model.*`) and in the older one of a sin
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transformer import LayerNorm, TextTransformer
 from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from clipchoir_export.checkpoints.checks import StateDict, check_shapes
+from clipchoir_export.checkpoints.checks import Only, StateDict, check_config, check_shapes
 from clipchoir_export.checkpoints.stored_tensors import StoredTensor, concatenated
 from clipchoir_export.errors import CheckpointError
-from clipchoir_export.families.towers import Tower
+from clipchoir_export.families import Family, PublishedFile
+from clipchoir_export.families.towers import Architecture, Tower
+from clipchoir_export.spec import EncoderSpec
+from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class EvaClipConfig:
     patch_size: int = 14
     image_eps: float = 1e-6
     text_eps: float = 1e-5
-    context_length: int = 77
+    context_length: int = CONTEXT_LENGTH
     vocab_size: int = 49408
 
     @classmethod
@@ -59,8 +63,10 @@ class EvaClipConfig:
         """
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
+            check_config("config", config, _CONFIG_KEYS, _CONFIG_ONLY)
             vision, text = config["vision_config"], config["text_config"]
-            _check_supported(path, vision, text)
+            check_config("vision_config", vision, _VISION_KEYS, _VISION_ONLY)
+            check_config("text_config", text, _TOWER_KEYS, _TEXT_ONLY)
             return cls(
                 image=_tower(vision),
                 text=_tower(text),
@@ -70,9 +76,9 @@ class EvaClipConfig:
                 patch_size=vision.get("patch_size", cls.patch_size),
                 image_eps=vision.get("layer_norm_eps", cls.image_eps),
                 text_eps=text.get("layer_norm_eps", cls.text_eps),
-                context_length=text.get("max_position_embeddings", cls.context_length),
-                vocab_size=text.get("vocab_size", cls.vocab_size),
             )
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
         except KeyError as error:
             raise CheckpointError(f"{path}: key {error} is missing; an EVA-CLIP config.json has it") from error
         except (OSError, ValueError) as error:
@@ -88,17 +94,55 @@ def _tower(config: Mapping[str, Any]) -> TowerConfig:
     )
 
 
-def _check_supported(path: Path, vision: Mapping[str, Any], text: Mapping[str, Any]) -> None:
-    for section, config, key, expected in (
-        ("vision_config", vision, "use_rms_norm", True),
-        ("vision_config", vision, "q_bias", False),
-        ("vision_config", vision, "k_bias", False),
-        ("vision_config", vision, "v_bias", False),
-        ("text_config", text, "use_rms_norm", False),
-    ):
-        value = config.get(key, expected)
-        if value != expected:
-            raise CheckpointError(f"{path}: {section}.{key} is {value}; EVA-CLIP 8B and 18B have {expected}")
+# What a `config.json` may say beside what `EvaClipConfig` takes: it is named here with its reason, or refused.
+# Without effect: of transformers' `PretrainedConfig`, which writes them all; about training, other tasks than
+# embedding, the type of the weights, which their files say, and the logit scale, which is the ensemble's own.
+_WITHOUT_EFFECT = {
+    "_commit_hash", "_name_or_path", "architectures", "attention_dropout", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "bos_token_id", "cross_attention_hidden_size", "decoder_start_token_id",
+    "diversity_penalty", "do_sample", "dropout", "dtype", "early_stopping", "encoder_no_repeat_ngram_size",
+    "eos_token_id", "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id",
+    "forced_eos_token_id", "gradient_checkpointing", "id2label", "initializer_factor", "initializer_range",
+    "is_encoder_decoder", "label2id", "length_penalty", "logit_scale_init_value", "max_length", "min_length",
+    "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams", "num_return_sequences",
+    "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix", "problem_type",
+    "remove_invalid_values", "repetition_penalty", "return_dict", "return_dict_in_generate", "sep_token_id",
+    "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss", "tie_encoder_decoder",
+    "tie_word_embeddings", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript",
+    "transformers_version", "typical_p", "use_bfloat16", "use_cache",
+    "chunk_size_feed_forward",  # how a product is cut, not what it is
+}  # fmt: skip
+_TOWER_KEYS = _WITHOUT_EFFECT | {
+    "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "layer_norm_eps",
+    "projection_dim",  # without effect: that of the whole model counts
+}  # fmt: skip
+_CONFIG_KEYS = _WITHOUT_EFFECT | {"projection_dim", "vision_config", "text_config"}
+_VISION_KEYS = _TOWER_KEYS | {"image_size", "patch_size", "post_layernorm"}
+
+_PLAIN = "the towers are plain encoders"
+_TOWER_ONLY = {
+    "hidden_act": Only(("gelu",), "EVA-CLIP 8B and 18B have gelu"),
+    "pruned_heads": Only(({}, None), _PLAIN),
+    "is_decoder": Only((False,), _PLAIN),
+    "add_cross_attention": Only((False,), _PLAIN),
+}
+_COPY = "sections are read from vision_config and text_config"
+_CONFIG_ONLY = {"vision_config_dict": Only((None,), _COPY), "text_config_dict": Only((None,), _COPY)}
+_VISION_ONLY = {
+    **_TOWER_ONLY,
+    "num_channels": Only((3,), "a repository gives its encoders RGB"),
+    "use_rms_norm": Only((True,), "EVA-CLIP 8B and 18B have True"),
+    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), Only((False,), "EVA-CLIP 8B and 18B have False")),
+}
+_TOKENIZER = "a repository carries CLIP's own tokenizer, with 49,408 tokens and 77 a prompt"
+_TEXT_ONLY = {
+    **_TOWER_ONLY,
+    "max_position_embeddings": Only((CONTEXT_LENGTH,), _TOKENIZER),
+    "vocab_size": Only((49408,), _TOKENIZER),
+    # Text towers are CLIP's: with biases, and norms before each half of a layer.
+    **dict.fromkeys(("q_bias", "k_bias", "v_bias"), Only((True,), "EVA-CLIP 8B and 18B have True")),
+    **dict.fromkeys(("use_rms_norm", "post_layernorm"), Only((False,), "EVA-CLIP 8B and 18B have False")),
+}
 
 
 _TEXT = TowerConfig(width=1280, layers=32, heads=20, mlp_width=5120)
@@ -111,6 +155,51 @@ KNOWN_CONFIGS = {
     "EVA-CLIP-18B": EvaClipConfig(_IMAGE_18B, _TEXT, embedding_dim=1536, post_norm=True),
 }
 """The published checkpoints (Sun et al., "EVA-CLIP-18B", arXiv 2402.04252)."""
+
+
+class _EvaClip:
+    """Checkpoints of EVA-CLIP."""
+
+    published_names = ""
+
+    def describe(self, encoder: EncoderSpec, path: Path) -> Architecture:
+        config = _config(encoder, path)
+        return Architecture(config.image_size, config.embedding_dim, OPENAI_DATASET_MEAN, OPENAI_DATASET_STD)
+
+    def identity(self, encoder: EncoderSpec, path: Path) -> Mapping[str, Any]:
+        return {"config": asdict(_config(encoder, path))}
+
+    def image_tower(self, encoder: EncoderSpec, path: Path) -> nn.Module:
+        return build_image_tower(_config(encoder, path))
+
+    def open_towers(
+        self, encoder: EncoderSpec, path: Path, tensors: Mapping[str, StoredTensor], *, fused_qkv: bool
+    ) -> tuple[Tower, Tower]:
+        return _open_towers(tensors, _config(encoder, path), fused_qkv)
+
+    def published_file(self, encoder: EncoderSpec) -> PublishedFile | None:
+        del encoder  # these checkpoints have no names beside their hub ids
+        return None
+
+
+FAMILY: Family = _EvaClip()
+
+
+def _config(encoder: EncoderSpec, path: Path) -> EvaClipConfig:
+    config_file = path / "config.json"
+    found = EvaClipConfig.from_json(config_file) if config_file.is_file() else None
+    if encoder.architecture is None:
+        if found is None:
+            raise CheckpointError(f'there is no {config_file}; name its "architecture"')
+        return found
+    if encoder.architecture not in KNOWN_CONFIGS:
+        raise CheckpointError(f'unknown architecture "{encoder.architecture}"; known are {", ".join(KNOWN_CONFIGS)}')
+    expected = KNOWN_CONFIGS[encoder.architecture]
+    if found is not None and found != expected:
+        raise CheckpointError(
+            f"{config_file} is not of {encoder.architecture}: it says {found}, {encoder.architecture} is {expected}"
+        )
+    return expected
 
 
 def build_image_tower(config: EvaClipConfig, fused_qkv: bool = True) -> Eva:
@@ -242,22 +331,10 @@ def _qkv_rule(ours: str, layer: str, kind: str) -> KeyRule:
 _NOT_IN_A_TOWER = re.compile(r"logit_scale|.*\.position_ids")
 
 
-def open_towers(
-    tensors: Mapping[str, StoredTensor], config: EvaClipConfig, fused_qkv: bool = True
-) -> tuple[Tower, Tower]:
-    """Both towers of a checkpoint in either layout; no weight is read.
+def _open_towers(tensors: Mapping[str, StoredTensor], config: EvaClipConfig, fused_qkv: bool) -> tuple[Tower, Tower]:
+    """Both towers of a checkpoint in either layout.
 
-    Args:
-        tensors: of the whole checkpoint.
-        config: what it should hold.
-        fused_qkv: whether the image tower joins the three projections of its attention. The older layout may have
-            them joined already; there it is so in any case.
-
-    Returns:
-        The image tower and the text tower.
-
-    Raises:
-        CheckpointError: keys are missing or unexpected, or shapes differ; the message names them.
+    The older layout may have the three projections joined already; there they are joined in any case.
     """
     is_single_file = any(name.startswith("visual.") for name in tensors)
     if is_single_file:
