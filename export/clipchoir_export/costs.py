@@ -25,5 +25,5 @@ def flops(module: nn.Module, example: torch.Tensor) -> int:
 
 
 def flops_per_image(image_tower: nn.Module, image_size: int) -> int:
-    """`flops` of one image."""
+    """Operations of an image tower for one image."""
     return flops(image_tower, torch.empty(1, 3, image_size, image_size))

@@ -16,14 +16,14 @@ class Preset:
     """One encoder of a shipped ensemble.
 
     Attributes:
-        ensemble: its name.
+        ensemble: name of the ensemble.
         encoder: architecture, or name of the checkpoint where that says it.
-        parameters: of the image tower.
-        weight_bytes: of the image tower, in the spec's precision.
-        precision: that of the spec.
-        flops_per_image: of the image tower.
+        parameters: numbers in the image tower.
+        weight_bytes: size of the image tower in the spec's precision.
+        precision: precision in the spec.
+        flops_per_image: operations of the image tower.
         imagenet_top1: published zero-shot accuracy, per cent.
-        licence: of the weights.
+        licence: licence of the weights.
     """
 
     ensemble: str

@@ -24,9 +24,9 @@ class StoredTensor:
     """A tensor in a file, or made of such tensors; `read` brings it into memory.
 
     Attributes:
-        shape: of the tensor that `read` returns.
-        dtype: likewise.
-        read: reads anew at every call, from any thread.
+        shape: shape of the tensor that `read` returns.
+        dtype: type of that tensor.
+        read: reads the file again at every call, from any thread.
         slice: the bytes themselves, where the tensor is stored exactly as `read` returns it; otherwise None.
     """
 

@@ -206,7 +206,7 @@ def build_image_tower(config: EvaClipConfig, fused_qkv: bool = True) -> Eva:
     """An uninitialised image tower: float32 (N, 3, S, S) normalised pixels -> (N, embedding_dim).
 
     Args:
-        config: which one.
+        config: sizes of the tower.
         fused_qkv: one projection for queries, keys and values instead of three.
     """
     tower = Eva(
