@@ -120,7 +120,13 @@ def test_every_mounted_path_and_build_file_is_in_the_project() -> None:
 
 
 def test_the_images_install_what_the_python_steps_import() -> None:
-    installed = set(re.findall(r'"(\w+)(?:\[\w+\])?>=', (ROOT / "deploy" / "Dockerfile").read_text()))
+    dockerfile = (ROOT / "deploy" / "Dockerfile").read_text()
+    installed = set(re.findall(r'"(\w+)(?:\[\w+\])?[>=]=', dockerfile))
+    # An embedding's identity depends on Pillow: images and builds have the same.
+    pins = re.findall(r'"(pillow==.*?)"', dockerfile + (ROOT / "pyproject.toml").read_text())
+    pins += [re.findall("^pillow==.*", path.read_text(), re.MULTILINE)[0] for path in (ROOT / "constraints").iterdir()]
+    assert len(pins) == 6
+    assert len(set(pins)) == 1
     imported = set()
     for source in (ROOT / "steps").rglob("*.py"):
         for node in ast.walk(ast.parse(source.read_text())):
