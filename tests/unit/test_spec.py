@@ -1,5 +1,7 @@
-"""Ensemble specs: what is accepted, and what a wrong one is told."""
+"""Ensemble specs: what is accepted, and what the errors of wrong ones say."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,8 @@ def test_the_command_prints_the_error_without_a_traceback(tmp_path: Path) -> Non
         assert message in result.stderr
         assert "Traceback" not in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_spec_is_checked_without_torch() -> None:
+    code = "import sys, clipchoir_export.spec as spec; spec.load_ensemble(spec.find_ensemble('scenes')); "
+    subprocess.run([sys.executable, "-c", code + "assert 'torch' not in sys.modules"], check=True)
