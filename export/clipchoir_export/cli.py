@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from enum import Enum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console(stderr=True)
 
@@ -47,6 +49,21 @@ class Verify(str, Enum):
     FULL = "full"
     SAMPLE = "sample"
     OFF = "off"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"clipchoir-export {version('clipchoir')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -163,7 +180,7 @@ def source(
     ensemble: Ensemble,
     repository: Annotated[Path, typer.Argument(help="Folder to write into.")],
 ) -> None:
-    """Write a repository's configs and Python alone: what Triton will be told, before any weight is there."""
+    """Write a repository's configs and Python alone: what Triton reads at its start, before any weight is there."""
     with _reporting():
         path = find_ensemble(ensemble)
         spec = load_ensemble(path)

@@ -99,7 +99,7 @@ class ServingSpec(_Table):
         default=10_000,
         ge=1,
         description="How long a request may wait to be decoded. Together with `encoder_timeout_ms` less than the "
-        "client's own 60 s, so that it is told of an overload and does not merely give up.",
+        "client's own 60 s, so that it learns of an overload and does not merely give up.",
     )
     encoder_delay_us: int = Field(
         default=2000,
@@ -251,9 +251,9 @@ class EnsembleSpec(_WithScoring):
                 raise ValueError(f'an encoder cannot be named "{name}": the repository uses that name itself')
         if not sum(encoder.weight for encoder in self.encoders) > 0:
             raise ValueError("every encoder has weight 0; at least one must be above 0")
-        strangers = sorted(set(self.serving.encoder_gpus) - set(names))
-        if strangers:
-            raise ValueError(f"serving.encoder_gpus names {', '.join(strangers)}; the encoders are {', '.join(names)}")
+        unknown = sorted(set(self.serving.encoder_gpus) - set(names))
+        if unknown:
+            raise ValueError(f"serving.encoder_gpus names {', '.join(unknown)}; the encoders are {', '.join(names)}")
         return self
 
 

@@ -9,7 +9,7 @@ from tests.conftest import run
 
 COMMANDS = {
     "clipchoir": ["classify", "embed", "evaluate", "submit", "labels", "status", "top", "web"],
-    "clipchoir-export": ["build", "embed", "source", "list", "inspect", "tensorrt"],
+    "clipchoir-export": ["build", "refresh", "embed", "source", "list", "inspect", "tensorrt"],
     "clipchoir-server": [],
 }
 

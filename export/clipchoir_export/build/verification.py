@@ -100,7 +100,7 @@ def verify_image_encoder(
         precision: of the graph.
         batches: sizes to try.
         classifier: (C, D) one text embedding per class, to compare the best classes.
-        advance: told how many images have been encoded, by either side.
+        advance: called with the number of images that either side has encoded since its last call.
 
     Raises:
         VerificationError: below the bar; the message has the figures.

@@ -43,7 +43,7 @@ def write_model(model: ir.Model, folder: Path, advance: Advance, link: bool = Fa
     Args:
         model: as `onnx_graph.trace` returns it.
         folder: where to; it exists.
-        advance: told how many bytes of weights are done, again and again.
+        advance: called with the bytes of weights written since its last call.
         link: leave weights in the checkpoint's files where they are stored as the graph needs them; hard links to
             those files appear beside `model.onnx`.
 
