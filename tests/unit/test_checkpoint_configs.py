@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import open_clip
 import pytest
 
 from clipchoir_export.errors import CheckpointError
@@ -100,15 +101,47 @@ def test_what_has_no_effect_changes_nothing(tmp_path: Path, source: str, section
     assert describe(config_alone(tmp_path / "other", source, section, changes), tmp_path / "spec.toml") == plain
 
 
+def named_checkpoint(folder: Path, **changes: dict[str, Any]) -> EncoderSpec:
+    """A config alone: that of ViT-B-32-quickgelu, but for changes in some of its sections."""
+    model = open_clip.get_model_config("ViT-B-32-quickgelu")
+    for section in ("vision_cfg", "text_cfg"):
+        model[section] = {**model[section], **changes.get(section, {})}
+    folder.mkdir()
+    config = {"model_cfg": model, "preprocess_cfg": changes.get("preprocess_cfg", {})}
+    (folder / CONFIGS["open_clip"]).write_text(json.dumps(config))
+    return EncoderSpec(name="x", source="open_clip", checkpoint=str(folder), architecture="ViT-B-32-quickgelu")
+
+
 def test_a_checkpoint_of_a_named_architecture_is_prepared_as_its_own_folder_says(tmp_path: Path) -> None:
-    changes = {"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.3, 0.4]}
-    spec = config_alone(tmp_path / "checkpoint", "open_clip", "preprocess_cfg", changes)
-    named = spec.model_copy(update={"architecture": "ViT-B-32-quickgelu"})
-    architecture = describe(named, tmp_path / "spec.toml")
+    spec = named_checkpoint(tmp_path / "checkpoint", preprocess_cfg={"mean": [0.5, 0.5, 0.5], "std": [0.2, 0.3, 0.4]})
+    architecture = describe(spec, tmp_path / "spec.toml")
     assert (architecture.mean, architecture.std) == ((0.5, 0.5, 0.5), (0.2, 0.3, 0.4))
     other = spec.model_copy(update={"architecture": "ViT-B-32"})
-    with pytest.raises(CheckpointError, match=r"model_cfg.quick_gelu is True, and not so in ViT-B-32"):
+    with pytest.raises(CheckpointError, match=r"model_cfg.quick_gelu is True, ViT-B-32 has False"):
         describe(other, tmp_path / "spec.toml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("text_cfg", "heads", 4), ("vision_cfg", "head_width", 32), ("text_cfg", "no_causal_mask", True)],
+)
+def test_a_folder_that_says_otherwise_than_the_named_architecture_is_refused(
+    tmp_path: Path, section: str, key: str, value: object
+) -> None:
+    """None of these shows in the shapes of the weights."""
+    spec = named_checkpoint(tmp_path / "checkpoint", **{section: {key: value}})
+    with pytest.raises(CheckpointError, match=rf"{section}\.{key} is {value}, ViT-B-32-quickgelu has "):
+        describe(spec, tmp_path / "spec.toml")
+
+
+@pytest.mark.parametrize(
+    ("section", "changes"), [("vision_cfg", {"patch_dropout": 0.5, "head_width": 64}), ("text_cfg", {"eos_id": 2})]
+)
+def test_a_folder_may_spell_out_defaults_of_the_named_architecture(
+    tmp_path: Path, section: str, changes: dict[str, Any]
+) -> None:
+    spec = named_checkpoint(tmp_path / "checkpoint", **{section: changes})
+    assert describe(spec, tmp_path / "spec.toml").embedding_dim == 512
 
 
 @pytest.mark.parametrize(
@@ -137,6 +170,27 @@ def test_a_downloaded_tag_is_prepared_as_it_was_trained(tmp_path: Path) -> None:
     file = tmp_path / "open_clip_model.safetensors"
     file.touch()
     assert find_family("open_clip").describe(spec, file) == ahead
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("resample", 2), ("image_mean", [0.5, 0.5, 0.5]), ("do_normalize", False), ("surprise", 1)]
+)
+def test_an_image_processor_beside_an_eva_clip_that_changes_the_pixels_is_refused(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    spec = config_alone(tmp_path / "checkpoint", "eva_clip")
+    usual = {
+        "crop_size": 224, "do_center_crop": True, "do_normalize": True, "do_resize": True, "resample": 3, "size": 224,
+        "feature_extractor_type": "CLIPFeatureExtractor", "image_std": [0.26862954, 0.26130258, 0.27577711],
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    }  # fmt: skip
+    processor = tmp_path / "checkpoint" / "preprocessor_config.json"
+    processor.write_text(json.dumps(usual))
+    assert describe(spec, tmp_path / "spec.toml").image_size == 224
+    processor.write_text(json.dumps({**usual, key: value}))
+    with pytest.raises(CheckpointError) as refused:
+        describe(spec, tmp_path / "spec.toml")
+    assert f"{processor}: preprocessor_config.{key} is {value!r}; " in str(refused.value)
 
 
 def test_every_family_is_a_file_that_implements_the_protocol() -> None:

@@ -144,6 +144,21 @@ _TEXT_ONLY = {
     **dict.fromkeys(("use_rms_norm", "post_layernorm"), Only((False,), "EVA-CLIP 8B and 18B have False")),
 }
 
+# `preprocessor_config.json` beside it, where there is one. Crops and sizes: a repository squashes images, as for every
+# encoder, to the size that the config has.
+_PROCESSOR_KEYS = {
+    "_valid_processor_keys", "crop_size", "do_center_crop", "do_convert_rgb", "feature_extractor_type",
+    "image_processor_type", "processor_class", "size",
+}  # fmt: skip
+_NORMALISED = "images are resized with bicubic interpolation and normalised as CLIP's"
+_PROCESSOR_ONLY = {
+    **dict.fromkeys(("do_normalize", "do_rescale", "do_resize"), Only((True,), _NORMALISED)),
+    "image_mean": Only((list(OPENAI_DATASET_MEAN),), _NORMALISED),
+    "image_std": Only((list(OPENAI_DATASET_STD),), _NORMALISED),
+    "resample": Only((3,), _NORMALISED),
+    "rescale_factor": Only((1 / 255,), _NORMALISED),
+}
+
 
 _TEXT = TowerConfig(width=1280, layers=32, heads=20, mlp_width=5120)
 _IMAGE_8B = TowerConfig(width=4096, layers=32, heads=32, mlp_width=20480)
@@ -185,7 +200,16 @@ class _EvaClip:
 FAMILY: Family = _EvaClip()
 
 
+def _check_processor(file: Path) -> None:
+    try:
+        processor = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        check_config("preprocessor_config", processor, _PROCESSOR_KEYS, _PROCESSOR_ONLY)
+    except (OSError, ValueError, CheckpointError) as error:
+        raise CheckpointError(f"{file}: {error}") from error
+
+
 def _config(encoder: EncoderSpec, path: Path) -> EvaClipConfig:
+    _check_processor(path / "preprocessor_config.json")
     config_file = path / "config.json"
     found = EvaClipConfig.from_json(config_file) if config_file.is_file() else None
     if encoder.architecture is None:

@@ -3,12 +3,14 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 from torch import Tensor, nn
 
 from clipchoir_export.checkpoints.checks import Only, check_config, check_shapes
@@ -42,17 +44,18 @@ _MODEL_ONLY = {
     "init_logit_bias": Only((None,), "the model is trained for a sigmoid for each class; scores here are a softmax"),
     "cast_dtype": Only((None,), "the type to compute in is the spec's precision"),
 }
-_VISION_KEYS = _BLOCKS | {
+_INERT_VISION = {
+    "patch_dropout", "timm_drop", "timm_drop_path",  # in training alone
+    "timm_model_pretrained",  # the checkpoint's weights are taken
+}  # fmt: skip
+_INERT_TEXT = {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type"}  # where there is no `hf_model_name`
+_VISION_KEYS = _BLOCKS | _INERT_VISION | {
     "head_width", "patch_size", "image_size", "attentional_pool", "attn_pooler_queries", "attn_pooler_heads",
     "no_ln_pre", "pos_embed_type", "timm_model_name", "timm_pool", "timm_proj", "timm_proj_bias",
-    "patch_dropout", "timm_drop", "timm_drop_path",  # without effect: in training alone
-    "timm_model_pretrained",  # without effect: the checkpoint's weights are taken
 }  # fmt: skip
 _VISION_ONLY = {"output_tokens": Only((False, None), _ONE_TENSOR)}
-_TEXT_KEYS = _BLOCKS | {
+_TEXT_KEYS = _BLOCKS | _INERT_TEXT | {
     "heads", "embed_cls", "pad_id", "eos_id", "no_causal_mask", "proj_bias", "proj_type",
-    # Without effect where there is no `hf_model_name`.
-    "hf_model_pretrained", "hf_proj_type", "hf_pooler_type",
 }  # fmt: skip
 _TEXT_ONLY = {
     "context_length": Only((CONTEXT_LENGTH,), _TOKENIZER),
@@ -183,13 +186,33 @@ def _model_config(architecture: str | None, path: Path) -> Mapping[str, Any]:
         return own
     named = _named_config(architecture)
     _check_model(f"open_clip's {architecture}", named)
-    quick_gelu = bool(own.get("quick_gelu", False))
-    if own and quick_gelu != bool(named.get("quick_gelu", False)):
-        raise CheckpointError(
-            f"{path / _CONFIG_FILE}: model_cfg.quick_gelu is {quick_gelu}, and not so in {architecture}: name the "
-            "architecture of this checkpoint, or none"
-        )
+    if own:
+        _check_same(path / _CONFIG_FILE, own, architecture, named)
     return named
+
+
+def _check_same(where: Path, own: Mapping[str, Any], architecture: str, named: Mapping[str, Any]) -> None:
+    """Heads, activations, pooling and the like differ without a trace in the weights' shapes."""
+    theirs = _effective(named)
+    for key, value in _effective(own).items():
+        if value != theirs[key]:
+            raise CheckpointError(
+                f"{where}: {key} is {value!r}, {architecture} has {theirs[key]!r}; name the architecture of this "
+                "checkpoint, or none"
+            )
+
+
+def _effective(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What towers are built from, open_clip's defaults included."""
+    settings = {"model_cfg.embed_dim": model["embed_dim"]}
+    settings |= {f"model_cfg.{key}": bool(model.get(key, False)) for key in ("quick_gelu", "custom_text")}
+    for section, kind, skipped in (
+        ("vision_cfg", CLIPVisionCfg, _INERT_VISION | _VISION_ONLY.keys()),
+        ("text_cfg", CLIPTextCfg, _INERT_TEXT | _TEXT_ONLY.keys()),
+    ):
+        whole = asdict(kind(**model[section]))
+        settings |= {f"{section}.{key}": value for key, value in whole.items() if key not in skipped}
+    return settings | {"vision_cfg.image_size": _image_size(model["vision_cfg"])}
 
 
 def _named_config(architecture: str) -> Mapping[str, Any]:
