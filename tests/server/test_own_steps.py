@@ -23,7 +23,8 @@ def test_other_steps_that_are_installed_are_not_run(
     assert len(broken) == len(STEPS)
     for path in (*broken, installed / "scoring" / "formula.py", installed / "preprocess" / "decode.py"):
         path.write_text(trap)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    # Triton's Python looks into the working directory first, and does not heed PYTHONPATH.
+    monkeypatch.chdir(tmp_path)
     with (
         serving(repository, Address.choose()) as triton,
         grpcclient.InferenceServerClient(triton.address.grpc) as client,
