@@ -6,6 +6,7 @@ from typing import Any
 
 import open_clip
 import pytest
+from transformers import CLIPTextConfig, CLIPVisionConfig
 
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.families import family_names, find_family
@@ -99,6 +100,17 @@ HARMLESS: list[tuple[str, str, dict[str, Any]]] = [
 def test_what_has_no_effect_changes_nothing(tmp_path: Path, source: str, section: str, changes: dict[str, Any]) -> None:
     plain = describe(config_alone(tmp_path / "plain", source), tmp_path / "spec.toml")
     assert describe(config_alone(tmp_path / "other", source, section, changes), tmp_path / "spec.toml") == plain
+
+
+def test_a_config_with_all_that_transformers_writes_is_understood(tmp_path: Path) -> None:
+    spec = config_alone(tmp_path / "checkpoint", "eva_clip")
+    plain = describe(spec, tmp_path / "spec.toml")
+    file = tmp_path / "checkpoint" / CONFIGS["eva_clip"]
+    config = json.loads(file.read_text())
+    for section, written in (("text_config", CLIPTextConfig()), ("vision_config", CLIPVisionConfig())):
+        config[section] = written.to_dict() | {"rope_scaling": None, "hidden_act": "gelu"} | config[section]
+    file.write_text(json.dumps(config | {"text_config_dict": None, "vision_config_dict": None, "_commit_hash": None}))
+    assert describe(spec, tmp_path / "spec.toml") == plain
 
 
 def named_checkpoint(folder: Path, **changes: dict[str, Any]) -> EncoderSpec:

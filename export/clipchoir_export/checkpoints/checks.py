@@ -71,5 +71,10 @@ def check_config(section: str, config: Any, known: Collection[str], only: Mappin
             )
 
 
+def without_nulls(section: Any) -> Any:
+    """What a section of a config says, where null stands for what is not set, as transformers writes it."""
+    return {key: value for key, value in section.items() if value is not None} if isinstance(section, dict) else section
+
+
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")

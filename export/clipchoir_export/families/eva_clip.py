@@ -20,7 +20,7 @@ from timm.layers import RmsNorm
 from timm.models.eva import Eva
 from torch import Tensor, nn
 
-from clipchoir_export.checkpoints.checks import Only, StateDict, check_config, check_shapes
+from clipchoir_export.checkpoints.checks import Only, StateDict, check_config, check_shapes, without_nulls
 from clipchoir_export.checkpoints.stored_tensors import StoredTensor, concatenated
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.families import Family, PublishedFile
@@ -63,10 +63,10 @@ class EvaClipConfig:
         """
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-            check_config("config", config, _CONFIG_KEYS, _CONFIG_ONLY)
+            check_config("config", without_nulls(config), _CONFIG_KEYS, _CONFIG_ONLY)
             vision, text = config["vision_config"], config["text_config"]
-            check_config("vision_config", vision, _VISION_KEYS, _VISION_ONLY)
-            check_config("text_config", text, _TOWER_KEYS, _TEXT_ONLY)
+            check_config("vision_config", without_nulls(vision), _VISION_KEYS, _VISION_ONLY)
+            check_config("text_config", without_nulls(text), _TOWER_KEYS, _TEXT_ONLY)
             return cls(
                 image=_tower(vision),
                 text=_tower(text),
