@@ -99,7 +99,10 @@ class ResumableFolder:
         others = {path.stem for path in self._folder.glob("*.npy")} - set(self._dims)
         if others:
             raise CannotResumeError(f"{self._folder} has {', '.join(sorted(others))}, too; --overwrite begins again")
-        arrays = {encoder: ArrayFile(self._folder / f"{encoder}.npy", dim) for encoder, dim in self._dims.items()}
+        arrays = {}
+        for encoder, dim in self._dims.items():
+            arrays[encoder] = ArrayFile(self._folder / f"{encoder}.npy", dim)
+            stack.callback(arrays[encoder].close)  # the next one may be refused
         self.log = RowLog(rows, arrays)
         stack.callback(self.log.close)
 

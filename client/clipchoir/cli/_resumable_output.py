@@ -68,25 +68,31 @@ def how_to_begin(out: Path, partial: Path, *, resume: bool, overwrite: bool) -> 
 
 @contextlib.contextmanager
 def exclusive(path: Path, what: Path) -> Iterator[None]:
-    """Keep other runs away from an output.
+    """Keep other runs away from an output, where its file system has locks.
 
     Args:
-        path: of the output; the lock lies beside it while it is held.
+        path: of the output, in a folder that is there; the lock lies beside it while it is held.
         what: is written, for the message.
 
     Raises:
         CannotResumeError: another run is writing it.
+        OSError: there is no such folder.
     """
+    path.parent.stat()  # FileLock would make it
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
-    except Timeout as error:
+    except Timeout as error:  # an OSError, too
         raise CannotResumeError(f"another run is writing {what}; wait for it, or stop it") from error
+    except OSError:  # what cannot be written here is found out by whoever writes it
+        pass
     try:
         yield
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # Windows removes no file that is open
+            if lock.is_locked:
+                file.unlink()
         lock.release()
 
 
@@ -104,10 +110,11 @@ class ArrayFile:
         self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
         head = self._file.read(self.HEADER)
         rows = max(0, path.stat().st_size - self.HEADER) // (4 * dim)
-        if len(head) < self.HEADER:  # new, or killed before anything was written
+        # New, killed before anything was written, or killed after `finish`: there may be more rows this time.
+        if len(head) < self.HEADER or head == self._header(rows):
             self._file.seek(0)
             self._file.write(self._header(0))
-        elif head not in (self._header(0), self._header(rows)):  # the latter: killed before it got its name
+        elif head != self._header(0):
             self._file.close()
             raise CannotResumeError(f"{path} is not of embeddings of {dim} numbers; --overwrite begins again")
         self._file.seek(0, os.SEEK_END)
