@@ -189,9 +189,11 @@ class Connection:
         try:
             return method(*arguments, headers=self._headers, client_timeout=self._options.timeout, **options)
         except InferenceServerException as error:
-            if self._closed:
+            standing = Standing.SERVED
+            if str(error.status()) in _OPEN and not self._closed:
+                standing = self._standing(of_model)
+            if self._closed:  # it may have been meanwhile
                 raise ClientClosedError(f"the client of {self.url} was closed") from error
-            standing = self._standing(of_model) if str(error.status()) in _OPEN else Standing.SERVED
             raise from_triton(error, self.url, self._options.timeout, standing) from error
         except ValueError as error:
             if self._closed:  # gRPC's word for a channel that was closed meanwhile
