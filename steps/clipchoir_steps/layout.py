@@ -150,6 +150,6 @@ def check_format(repository: Path, oldest: int = FORMAT) -> None:
             f"{repository} was built by a newer clipchoir: upgrade this one (it knows format {FORMAT}, not {found})"
         )
     if found < oldest:
-        raise RepositoryError(
-            f"{repository} was built by an older clipchoir; renew it with: clipchoir-export refresh {repository}"
-        )
+        can_be_renewed = (repository / ENSEMBLING / RECIPE).is_file()
+        advice = f"renew it with: clipchoir-export refresh {repository}" if can_be_renewed else "build it again"
+        raise RepositoryError(f"{repository} was built by an older clipchoir; {advice}")

@@ -66,16 +66,21 @@ def test_an_encoder_of_another_build_is_seen_unless_the_config_chooses_its_versi
     assert mismatch(tmp_path, {"tiny": "a"}) is None
 
 
-OLDER, NEWER = "older clipchoir; renew it with: clipchoir-export refresh", "newer clipchoir: upgrade"
+OLD, OLDER = "older clipchoir; build it again", "older clipchoir; renew it with: clipchoir-export refresh"
+NEWER = "newer clipchoir: upgrade"
 
 
-@pytest.mark.parametrize(("found", "message"), [(None, OLDER), ("1", OLDER), ("?", OLDER), ("3", NEWER)])
+@pytest.mark.parametrize(
+    ("found", "message"), [(None, OLD), (None, OLDER), ("1", OLD), ("1", OLDER), ("?", OLDER), ("3", NEWER)]
+)
 def test_a_repository_of_another_format_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], found: str | None, message: str
 ) -> None:
     (tmp_path / layout.ZERO_SHOT).mkdir()
     (tmp_path / layout.ENSEMBLING / "1").mkdir(parents=True)
     layout.write_manifest(tmp_path / layout.ENSEMBLING / "1", {"encoders": {"tiny": {"fingerprint": "a"}}})
+    if message == OLDER:
+        (tmp_path / layout.ENSEMBLING / layout.RECIPE).write_text("{}")
     entry = "" if found is None else f'parameters {{ key: "repository_format" value {{ string_value: "{found}" }} }}'
     (tmp_path / layout.ZERO_SHOT / layout.CONFIG).write_text(entry)
     for command in ("inspect", "tensorrt", "embed"):
