@@ -49,10 +49,10 @@ def write_text(path: Path, content: str) -> None:
 
 
 def flush_folder(folder: Path) -> None:
-    """See to it that a rename in this folder outlives a power cut; some network file systems cannot."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    """See to it that a rename in this folder outlives a power cut; Windows and some network file systems cannot."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(handle)
-    finally:
-        os.close(handle)
+        finally:
+            os.close(handle)
