@@ -1,5 +1,6 @@
 """Embeds a label set into a repository ahead of time, by the repository's own text encoders."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,12 +69,13 @@ def _embed(
     file: Path,
     progress: Progress,
 ) -> None:
-    prompts = label_set.prompts()
-    total = len(set(prompts))
+    tokenizer = PromptTokenizer(ensembling / TOKENIZER)
+    tokens, _ = tokenizer.distinct(label_set.prompts())  # what each text encoder is given
+    total, given = len(tokens), hashlib.sha256(tokens.tobytes()).hexdigest()
     runs = {
         text_model(name): _Run(
             graph,
-            file.with_name(f".{file.stem}.{name}.{digest([prompts, fingerprints[name]])[:12]}.part"),
+            file.with_name(f".{file.stem}.{name}.{digest([given, fingerprints[name]])[:12]}.part"),
             total,
             progress,
             progress.add_task(f"{text_model(name)}: embedding", total=total, unit="prompts"),
@@ -83,7 +85,7 @@ def _embed(
     embedder = PromptEmbedder(
         {name: text_model(name) for name in graphs},
         fingerprints,
-        PromptTokenizer(ensembling / TOKENIZER),
+        tokenizer,
         lambda model, tokens: runs[model].encode(tokens),
     )
     embedder.embed(label_set, BATCH).save(file)
