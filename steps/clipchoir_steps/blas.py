@@ -18,30 +18,11 @@ _KERNELS = (
     ("Haswell", 1, frozenset({"avx2", "fma"})),
 )
 _RANK_OF_AVX2 = ("haswell", "zen", "excavator")
-_RANK_OF_NEITHER = [
-    "prescott",
-    "core2",
-    "penryn",
-    "dunnington",
-    "nehalem",
-    "atom",
-    "nano",
-    "katmai",
-    "coppermine",
-    "northwood",
-    "banias",
-    "sandybridge",
-    "athlon",
-    "opteron",
-    "opteron_sse3",
-    "barcelona",
-    "bobcat",
-    "bulldozer",
-    "piledriver",
-    "steamroller",
-    "generic",
-    "unknown",
-]
+_RANK_OF_NEITHER = (
+    "prescott", "core2", "penryn", "dunnington", "nehalem", "atom", "nano", "katmai", "coppermine", "northwood",
+    "banias", "sandybridge", "athlon", "opteron", "opteron_sse3", "barcelona", "bobcat", "bulldozer", "piledriver",
+    "steamroller", "generic", "unknown",
+)  # fmt: skip
 _PATIENCE = 60.0  # seconds
 # Prints the kernel's name once its product is right; einsum computes the exact one without BLAS.
 _PROBE = """
