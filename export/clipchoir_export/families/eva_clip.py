@@ -24,7 +24,7 @@ from clipchoir_export.checkpoints.checks import Only, StateDict, check_config, c
 from clipchoir_export.checkpoints.stored_tensors import StoredTensor, concatenated
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.families import Family, PublishedFile
-from clipchoir_export.families.towers import Architecture, Tower
+from clipchoir_export.families.towers import CLIP_TOKENIZER, VOCABULARY, Architecture, Tower
 from clipchoir_export.spec import EncoderSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
 
@@ -52,7 +52,7 @@ class EvaClipConfig:
     image_eps: float = 1e-6
     text_eps: float = 1e-5
     context_length: int = CONTEXT_LENGTH
-    vocab_size: int = 49408
+    vocab_size: int = VOCABULARY
 
     @classmethod
     def from_json(cls, path: Path) -> "EvaClipConfig":
@@ -134,11 +134,10 @@ _VISION_ONLY = {
     "use_rms_norm": Only((True,), "EVA-CLIP 8B and 18B have True"),
     **dict.fromkeys(("q_bias", "k_bias", "v_bias"), Only((False,), "EVA-CLIP 8B and 18B have False")),
 }
-_TOKENIZER = "a repository carries CLIP's own tokenizer, with 49,408 tokens and 77 a prompt"
 _TEXT_ONLY = {
     **_TOWER_ONLY,
-    "max_position_embeddings": Only((CONTEXT_LENGTH,), _TOKENIZER),
-    "vocab_size": Only((49408,), _TOKENIZER),
+    "max_position_embeddings": Only((CONTEXT_LENGTH,), CLIP_TOKENIZER),
+    "vocab_size": Only((VOCABULARY,), CLIP_TOKENIZER),
     # Text towers are CLIP's: with biases, and norms before each half of a layer.
     **dict.fromkeys(("q_bias", "k_bias", "v_bias"), Only((True,), "EVA-CLIP 8B and 18B have True")),
     **dict.fromkeys(("use_rms_norm", "post_layernorm"), Only((False,), "EVA-CLIP 8B and 18B have False")),

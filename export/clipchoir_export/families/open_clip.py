@@ -17,7 +17,7 @@ from clipchoir_export.checkpoints.checks import Only, check_config, check_shapes
 from clipchoir_export.checkpoints.stored_tensors import StoredTensor
 from clipchoir_export.errors import CheckpointError
 from clipchoir_export.families import Family, PublishedFile
-from clipchoir_export.families.towers import Architecture, Tower
+from clipchoir_export.families.towers import CLIP_TOKENIZER, VOCABULARY, Architecture, Tower
 from clipchoir_export.spec import EncoderSpec
 from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH
 
@@ -27,7 +27,6 @@ _USUAL_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _NOT_IN_A_TOWER = {"input_resolution", "context_length", "vocab_size", "attn_mask", "logit_scale", "logit_bias"}
 
 # What a config may say. All that open_clip builds the towers from is used; the rest is named with its reason.
-_TOKENIZER = "a repository carries CLIP's own tokenizer, with 49,408 tokens and 77 a prompt"
 _ONE_TENSOR = "towers must return one embedding and nothing else"
 _BLOCKS = {
     "layers", "width", "mlp_ratio", "ls_init_value", "final_ln_after_pool", "pool_type", "act_kwargs", "norm_kwargs",
@@ -58,11 +57,11 @@ _TEXT_KEYS = _BLOCKS | _INERT_TEXT | {
     "heads", "embed_cls", "pad_id", "eos_id", "no_causal_mask", "proj_bias", "proj_type",
 }  # fmt: skip
 _TEXT_ONLY = {
-    "context_length": Only((CONTEXT_LENGTH,), _TOKENIZER),
-    "vocab_size": Only((49408,), _TOKENIZER),
-    "hf_tokenizer_name": Only((None, ""), _TOKENIZER),
-    "tokenizer_mode": Only((None,), _TOKENIZER),
-    "tokenizer_kwargs": Only((None, {}), _TOKENIZER),
+    "context_length": Only((CONTEXT_LENGTH,), CLIP_TOKENIZER),
+    "vocab_size": Only((VOCABULARY,), CLIP_TOKENIZER),
+    "hf_tokenizer_name": Only((None, ""), CLIP_TOKENIZER),
+    "tokenizer_mode": Only((None,), CLIP_TOKENIZER),
+    "tokenizer_kwargs": Only((None, {}), CLIP_TOKENIZER),
     "hf_model_name": Only((None, ""), "text towers of the transformers library are not supported"),
     "output_tokens": Only((False, None), _ONE_TENSOR),
 }

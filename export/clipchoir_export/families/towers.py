@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from clipchoir_export.checkpoints.stored_tensors import StoredTensor
 from clipchoir_export.errors import CheckpointError
+from clipchoir_steps.label_sets.tokenizer import CONTEXT_LENGTH, END_OF_TEXT
+
+VOCABULARY = END_OF_TEXT + 1
+CLIP_TOKENIZER = f"a repository carries CLIP's own tokenizer, with {VOCABULARY:,} tokens and {CONTEXT_LENGTH} a prompt"
+"""Why a family refuses a config with another one."""
 
 
 @dataclass(frozen=True)
