@@ -308,12 +308,14 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
     shutil.copytree(repository, copy, ignore=shutil.ignore_patterns("model.onnx.data", "*.safetensors"))
     for model in ("metaclip_text", "evaclip_text"):
         shutil.copytree(repository / model, copy / model, dirs_exist_ok=True)
-    (tmp_path / "things.json").write_text(label_set(*(f"thing {number}" for number in range(100))))
+    (tmp_path / "things.json").write_text(label_set(*(f"thing {number}" for number in range(100)), "Thing 0"))
     things = read_label_set(str(tmp_path / "things.json"))
     encode = label_set_embedding._Run.encode
     batches: list[str] = []
+    runs: dict[str, label_set_embedding._Run] = {}
 
     def failing(self: label_set_embedding._Run, tokens: np.ndarray) -> np.ndarray:
+        runs[self.graph.parent.parent.name] = self
         if len(batches) == 6:
             with pytest.raises(RepositoryError, match=r"another run that embeds things into .* is running"):
                 label_set_embedding.embed_label_set(copy, things, progress)
@@ -328,6 +330,7 @@ def test_an_interrupted_embedding_goes_on_where_it_was(repository: Path, tmp_pat
     finally:
         label_set_embedding._Run.encode = encode  # type: ignore[method-assign]
     assert batches == ["metaclip_text"] * 4 + ["evaclip_text"] * 2
+    assert runs["metaclip_text"]._session is None  # though "Thing 0" is no new row: the next one needs the memory
     folder = copy / "ensembling" / "1" / "label_sets"
     assert not (folder / "things.safetensors").exists()
     (part,) = folder.glob(".things.evaclip.*.part")
