@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 from clipchoir._label_set import LabelSet
+from clipchoir_steps.scoring.options import PARAMETERS
 
 
 class Options(TypedDict, total=False):
@@ -33,8 +34,9 @@ def split(options: Options) -> tuple[LabelSet | None, dict[str, str]]:
         TypeError: there is no such keyword.
     """
     values: dict[str, object] = dict(options)
-    if unknown := values.keys() - Options.__annotations__.keys():
-        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; there are {', '.join(Options.__annotations__)}")
+    known = dict.fromkeys((*Options.__annotations__, *PARAMETERS))
+    if unknown := values.keys() - known.keys():
+        raise TypeError(f"unknown keyword {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     weights = options.get("weights")
     if weights is not None:
         values["weights"] = ",".join(map(str, weights))

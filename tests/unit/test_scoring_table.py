@@ -25,6 +25,11 @@ try:
     EnsembleSpec.model_validate(table | {"toy": 2})
 except ValidationError as error:
     print(error.errors()[0]["msg"])
+import clipchoir._options
+print(clipchoir._options.split({"toy": 0.25}))
+from typer.testing import CliRunner
+from clipchoir.cli import app
+print("--toy" in CliRunner(env={"COLUMNS": "200"}).invoke(app, ["classify", "-h"]).stdout)
 """
 
 
@@ -57,4 +62,6 @@ def test_a_new_parameter_is_one_entry_of_the_table(tmp_path: Path) -> None:
         '{ key: "toy" value { string_value: "0.5" } },',
         '{ key: "toy" value { string_value: "0.25" } },',
         "Input should be less than or equal to 1",
+        "(None, {'toy': '0.25'})",
+        "True",
     ], shown.stderr

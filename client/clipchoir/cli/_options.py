@@ -3,10 +3,10 @@
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, cast, get_type_hints
 
 import typer
 
@@ -15,10 +15,11 @@ from clipchoir._connection import COMPRESSIONS, ConnectionOptions, Tls
 from clipchoir._core import BATCH_SIZE, URL
 from clipchoir._label_set import LabelSet
 from clipchoir._options import Options
-from clipchoir_steps.scoring.options import PARAMETERS
+from clipchoir_steps.scoring.options import PARAMETERS, Parameter
 
 _SERVER, _SCORING = "Server", "Scoring"
 _DEFAULTS = ConnectionOptions()
+_TABLE = "table"  # the field of a group that stands for one option for each entry of the scoring table
 LABEL_SET_FILES = (".toml", ".json")
 
 
@@ -30,10 +31,11 @@ def _scoring(text: str, **more: Any) -> Any:
     return typer.Option(help=text, rich_help_panel=_SCORING, **more)
 
 
-def _parameter(name: str) -> Any:
-    """An option whose help is the table's that the server reads requests by."""
-    entry = PARAMETERS[name]
-    return _scoring(f"{entry.help} {entry.range[0].upper()}{entry.range[1:]}; default: the server's.")
+def _table_option(entry: Parameter) -> Any:
+    """The option of an entry in the table that the server reads requests by."""
+    kind: Any = float if entry.bounds else str
+    help_ = f"{entry.help} {entry.range[0].upper()}{entry.range[1:]}; default: the server's."
+    return Annotated[kind | None, _scoring(help_)]
 
 
 @dataclass(frozen=True)
@@ -112,10 +114,7 @@ class Scoring:
     template: Annotated[
         list[str], _scoring("A prompt for each --class, with {} for its name; repeatable. Default: the name alone.")
     ] = dataclasses.field(default_factory=list)
-    weights: Annotated[str | None, _parameter("weights")] = None
-    logit_scale: Annotated[float | None, _parameter("logit_scale")] = None
-    drop_below: Annotated[float | None, _parameter("drop_below")] = None
-    aggregate: Annotated[str | None, _parameter("aggregate")] = None
+    table: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # one option for each entry of PARAMETERS
     priority: Annotated[int | None, _scoring("1 (first) to 3; default: the server's, 2.", min=1, max=3)] = None
 
     def options(self) -> Options:
@@ -125,14 +124,8 @@ class Scoring:
             typer.BadParameter: they contradict each other, or are no numbers.
             BadLabelSetFileError: the label set's file cannot be read.
         """
-        return Options(
-            label_set=self._label_set(),
-            weights=self._weights(),
-            logit_scale=self.logit_scale,
-            drop_below=self.drop_below,
-            aggregate=self.aggregate,
-            priority=self.priority,
-        )
+        given = {**self.table, "weights": self._weights(self.table.get("weights"))}
+        return cast("Options", {"label_set": self._label_set(), **given, "priority": self.priority})
 
     def _label_set(self) -> str | LabelSet | None:
         if self.class_:
@@ -145,14 +138,14 @@ class Scoring:
             return LabelSet.from_file(self.label_set)
         return self.label_set
 
-    def _weights(self) -> list[float] | None:
-        if self.weights is None:
+    def _weights(self, text: str | None) -> list[float] | None:
+        if text is None:
             return None
         try:
-            return [float(part) for part in self.weights.split(",")]
+            return [float(part) for part in text.split(",")]
         except ValueError:
             raise typer.BadParameter(
-                f"--weights must be numbers separated by commas, as in 0.6,0.4; got {self.weights!r}"
+                f"--weights must be numbers separated by commas, as in 0.6,0.4; got {text!r}"
             ) from None
 
 
@@ -189,7 +182,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(**values: Any) -> None:
         for name, group in groups.items():
-            values[name] = group(**{each.name: values.pop(each.name) for each in dataclasses.fields(group)})  # type: ignore[operator]
+            values[name] = group(**{each.name: _value(each, values) for each in dataclasses.fields(group)})  # type: ignore[operator]
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -197,10 +190,22 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+def _value(field: Any, values: dict[str, Any]) -> Any:
+    if field.name == _TABLE:
+        return {name: values.pop(name) for name in PARAMETERS}
+    return values.pop(field.name)
+
+
 def _parameters(group: Any) -> list[inspect.Parameter]:
     hints = get_type_hints(group, include_extras=True)
     parameters = []
     for each in dataclasses.fields(group):
+        if each.name == _TABLE:
+            parameters += [
+                inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_table_option(entry))
+                for name, entry in PARAMETERS.items()
+            ]
+            continue
         default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
         hint = hints[each.name]
         if "name" in each.metadata:  # an option whose name is a word of Python's
