@@ -59,7 +59,7 @@ class LabelSet:
             content: Any = json.loads(text) if path.suffix == ".json" else tomllib.loads(text)
         except OSError as error:
             raise BadLabelSetFileError(f"{path} cannot be read: {error.strerror}") from error
-        except ValueError as error:  # of either parser, and of UTF-8
+        except (ValueError, RecursionError) as error:  # of either parser, and of UTF-8
             kind = "JSON" if path.suffix == ".json" else "TOML"
             raise BadLabelSetFileError(f"{path} is not {kind}: {error}") from error
         try:

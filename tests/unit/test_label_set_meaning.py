@@ -62,6 +62,17 @@ def test_both_refuse_the_same_with_the_same_words(tmp_path: Path, content: objec
     assert str(path) in str(client.value)
 
 
+@pytest.mark.parametrize("suffix", ["json", "toml"])
+def test_both_refuse_what_is_nested_too_deeply_to_be_read(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"pets.{suffix}"
+    brackets = "[" * 100_000 + "]" * 100_000
+    path.write_text(f'{{"classes": {brackets}}}' if suffix == "json" else f"classes = {brackets}")
+    with pytest.raises(clipchoir.BadLabelSetFileError, match=f"pets.{suffix} is not {suffix.upper()}"):
+        clipchoir.LabelSet.from_file(path)
+    with pytest.raises(SpecError, match=f"pets.{suffix}: is not valid {suffix.upper()}"):
+        read_label_set(str(path))
+
+
 def test_what_a_good_file_is_sent_as_has_not_changed() -> None:
     label_set = clipchoir.LabelSet(["cat", "dog"], ["a {}"], {"cat": ["a kitten"]})
     assert label_set.spec == '{"classes":["cat","dog"],"templates":["a {}"],"extra":{"cat":["a kitten"]}}'

@@ -63,7 +63,6 @@ COLUMNS = (
     ),
 )
 """The one list of what `classify` writes of an image: to add a column, add it here."""
-_PLAIN = [column.name for column in COLUMNS if column.kind in ("text", "number")]
 
 
 def record(result: Classification) -> Record:
@@ -114,7 +113,8 @@ def _write_jsonl(records: Iterable[Record], out: IO[str]) -> None:
 
 def _write_csv(records: Iterable[Record], out: IO[str]) -> None:
     rows = csv.writer(out, lineterminator="\n")
-    names = ["source", *_PLAIN, "error"]
+    plain = [column.name for column in COLUMNS if column.kind in ("text", "number")]
+    names = ["source", *plain, "error"]
     rows.writerow(names)
     for each in records:
         rows.writerow([each.get(name, "") for name in names])
